@@ -1,0 +1,6 @@
+"""`python -m llmcompress` is the command `llmcompress`."""
+
+from llmcompress.cli import main
+
+if __name__ == "__main__":
+    main()

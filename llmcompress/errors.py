@@ -1,0 +1,66 @@
+"""What a user may see go wrong, and how it is said.
+
+    LLMCompressError            one problem: where, the value, the rule; a hint says what to do
+    └── ProblemsError           several problems found in one pass, one line each
+
+`assert` is for our own mistakes; everything a user, a file or a machine can cause is one of these. The command line
+prints them without a traceback and leaves with exit code 2.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Sequence
+
+
+class LLMCompressError(Exception):
+    """One problem that a user can act on.
+
+    `message` names the place, the value and the rule in one line; `hint` says what to do about it.
+    """
+
+    def __init__(self, message: str, hint: str | None = None) -> None:
+        super().__init__(message)
+        self.message = message
+        self.hint = hint
+
+    def lines(self) -> list[str]:
+        """The lines to print: the problem, then the hint on a line of its own."""
+        return [self.message] + ([f"hint: {self.hint}"] if self.hint else [])
+
+
+class ProblemsError(LLMCompressError):
+    """Several problems found in one pass; each keeps its own line and hint."""
+
+    def __init__(self, problems: Sequence[LLMCompressError]) -> None:
+        assert problems, "an error without a problem"
+        super().__init__("; ".join(problem.message for problem in problems))
+        self.problems = tuple(problems)
+
+    def lines(self) -> list[str]:
+        """Every problem's lines, in the order found."""
+        return [line for problem in self.problems for line in problem.lines()]
+
+
+def raise_all(problems: Sequence[LLMCompressError]) -> None:
+    """Raise nothing, the one problem, or all of them together.
+
+    Raises: LLMCompressError for one problem, ProblemsError for several.
+    """
+    if len(problems) == 1:
+        raise problems[0]
+    if problems:
+        raise ProblemsError(problems)
+
+
+def unknown(kind: str, name: str, known: Iterable[str], where: str | None = None) -> LLMCompressError:
+    """The error for a name nobody knows, with the nearest known one.
+
+    >>> unknown("scheme", "W4A61", ["W4A16", "NF4"]).lines()
+    ["unknown scheme 'W4A61'; known: NF4, W4A16", "hint: did you mean 'W4A16'?"]
+    """
+    names = sorted(known)
+    prefix = f"{where}: " if where else ""
+    near = difflib.get_close_matches(name, names, n=1)
+    hint = f"did you mean {near[0]!r}?" if near else None
+    return LLMCompressError(f"{prefix}unknown {kind} {name!r}; known: {', '.join(names)}", hint)

@@ -1,0 +1,129 @@
+"""From two runs over the same items, or two models' figures on the same rows, to a row of the report.
+
+A verdict needs pairs, so the first thing here is the proof that there are any: item by item, both runs must carry the
+same document number and the same digest over document and prompts.
+
+Shapes: N items or rows.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+
+from llmcompress.errors import LLMCompressError
+from llmcompress.evaluate.compare import (
+    Floats,
+    bootstrap_interval,
+    flips,
+    loss_interval,
+    mcnemar_p,
+    overall,
+    score,
+    verdict,
+)
+from llmcompress.evaluate.harness import Item, ReadyTask, TaskRun
+from llmcompress.evaluate.suite import TaskEntry, TextEntry
+from llmcompress.evaluate.text import RowStats
+from llmcompress.report import TaskResult, TextResult
+
+
+def mismatch(before: TaskRun, after: TaskRun) -> str | None:
+    """What differs between the items of two runs, or None when they are the same items in the same order."""
+    if len(before.items) != len(after.items):
+        return f"the baseline has {len(before.items)} items, the compressed model {len(after.items)}"
+    for left, right in zip(before.items, after.items, strict=True):
+        if (left.doc_id, left.digest) != (right.doc_id, right.digest):
+            return f"item {right.doc_id} of the compressed model is not the baseline's item {left.doc_id}"
+    return None
+
+
+def task_result(entry: TaskEntry, task: ReadyTask, before: TaskRun, after: TaskRun, seed: int) -> TaskResult:
+    """One metric of a task, baseline `before` and compressed `after`, with its verdict.
+
+    Raises: LLMCompressError when the items differ, or one has no finite score.
+    """
+    differs = mismatch(before, after)
+    if differs is not None:
+        raise LLMCompressError(f"task {task.name}: {differs}", "both models must be given the same items")
+    key = task.score_key(entry.metric)
+    before_N, after_N = (_scores(task.name, key, run.items) for run in (before, after))
+    interval = bootstrap_interval(after_N - before_N, seed)
+    flipped = flips(before_N, after_N)
+    higher_is_better = task.higher_is_better.get(entry.metric.partition(",")[0], True)
+    return TaskResult(
+        task=entry.task,
+        metric=entry.metric,
+        num_fewshot=entry.num_fewshot,
+        num_items=len(after_N),
+        baseline=score(before_N),
+        compressed=score(after_N),
+        difference=float((after_N - before_N).mean()),
+        interval=interval,
+        better=flipped[0] if flipped else None,
+        worse=flipped[1] if flipped else None,
+        mcnemar_p=mcnemar_p(*flipped) if flipped else None,
+        budget=entry.budget,
+        verdict=verdict(loss_interval(interval, higher_is_better), entry.budget),
+        higher_is_better=higher_is_better,
+        dataset_name=task.dataset_name,
+        dataset_path=task.dataset_path,
+        dataset_split=task.dataset_split,
+        hub_dataset=task.hub_dataset,
+    )
+
+
+def _scores(task: str, key: str, items: list[Item]) -> Floats:
+    for item in items:
+        if not math.isfinite(item.scores.get(key, math.nan)):
+            given = item.scores.get(key, "none")
+            raise LLMCompressError(f"task {task}: item {item.doc_id} has no finite score for {key} (it has {given})")
+    return np.array([item.scores[key] for item in items])
+
+
+def text_result(entry: TextEntry, stats: RowStats, seed: int) -> TextResult:
+    """One held-out text with its verdict.
+
+    Perplexity is exp of the mean nll, so the ratio of two is exp of the mean difference; rows are what is resampled.
+    """
+    low, high = bootstrap_interval(stats.compressed_nll_N - stats.baseline_nll_N, seed)
+    ratio_interval = math.exp(low), math.exp(high)
+    kl_interval = bootstrap_interval(stats.kl_N, seed)
+    budgets = ((kl_interval, entry.budget_kl), (ratio_interval, entry.budget_perplexity_ratio))
+    return TextResult(
+        name=entry.name,
+        num_tokens=len(stats.kl_N) * stats.tokens_per_row,
+        seq_len=entry.seq_len,
+        baseline_perplexity=math.exp(stats.baseline_nll_N.mean()),
+        compressed_perplexity=math.exp(stats.compressed_nll_N.mean()),
+        perplexity_ratio_interval=ratio_interval,
+        kl=float(stats.kl_N.mean()),
+        kl_interval=kl_interval,
+        top1_agreement=float(stats.agreement_N.mean()),
+        budget_kl=entry.budget_kl,
+        budget_perplexity_ratio=entry.budget_perplexity_ratio,
+        verdict=overall(verdict(interval, budget) for interval, budget in budgets if budget is not None),
+    )
+
+
+def write_samples(path: Path, before: TaskRun, after: TaskRun) -> None:
+    """Both models' scores and responses, one JSON line per item.
+
+    The document itself is left out: task, split and doc_id find it, and its licence stays with it.
+    """
+    lines = [
+        {
+            "doc_id": left.doc_id,
+            "digest": left.digest,
+            "baseline": {"scores": left.scores, "responses": left.responses},
+            "compressed": {"scores": right.scores, "responses": right.responses},
+        }
+        for left, right in zip(before.items, after.items, strict=True)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    scratch = path.with_suffix(".tmp")
+    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
+    scratch.replace(path)

@@ -1,0 +1,179 @@
+"""Evaluate: one suite, two checkpoints, the same items; what comes back is what the report says.
+
+    tasks   compressed ──> TaskRun ─┐ item by item, digests equal ──> difference, interval, flips, p ──> verdict
+            baseline ──> TaskRun ───┘ (cached on disk)
+    texts   both models, same rows ──> perplexity ratio, KL, agreement ──> verdict
+
+Everything that can be wrong with a suite is found before the first item runs: names, metrics, data, texts too short.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.errors import LLMCompressError, raise_all
+from llmcompress.evaluate import engine, results, text
+from llmcompress.evaluate.baseline import Baseline
+from llmcompress.evaluate.cache import BaselineCache, cache_folder
+from llmcompress.evaluate.compare import overall
+from llmcompress.evaluate.engine import Choice
+from llmcompress.evaluate.harness import ReadyTask, TaskRun, find_tasks, harness_version, run_task
+from llmcompress.evaluate.suite import Suite, TaskEntry, TextEntry, load_suite
+from llmcompress.progress import Progress
+from llmcompress.report import Evaluation, TaskResult, TextResult
+
+if TYPE_CHECKING:
+    import torch
+
+RunKey = tuple[str, int, int | None]
+"""Task, few-shot count, limit: the entries of a suite that share these share one run."""
+
+
+class EvaluateSettings(BaseModel):
+    """What the user chooses. `limit` caps the items of every task, below what the suite itself allows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    suite: str = Field(description="a bundled suite's name or the path of a YAML")
+    baseline: str | None = Field(default=None, description="folder, Hub id or bundled/NAME; None: the run's own source")
+    engine: Choice = "auto"
+    limit: int | None = Field(default=None, ge=2, description="items per task at most")
+    batch_size: int = Field(default=8, ge=1)
+
+
+def evaluate(
+    checkpoint: Path,
+    baseline: Checkpoint,
+    settings: EvaluateSettings,
+    *,
+    seed: int,
+    progress: Progress,
+    samples_dir: Path | None,
+) -> Evaluation:
+    """Compare the checkpoint in a folder with its baseline on every task and text of a suite.
+
+    samples_dir: where each task's items are written, TASK-Kshot.jsonl, both models' scores and responses in one line.
+
+    Raises: LLMCompressError for a bad suite, task, metric or text, a checkpoint that does not load, and models whose
+    tokenizers or items differ.
+    """
+    began = time.monotonic()
+    suite = load_suite(settings.suite)
+    tasks = find_tasks(suite.tasks, suite.task_folders(), str(suite.path))
+    rows = _rows(suite, checkpoint, baseline)
+    progress.message(f"loading {checkpoint}")
+    compressed = engine.load(checkpoint, settings.engine, baseline.trust_remote_code)
+    cache = BaselineCache(cache_folder(), progress.message)
+    base = Baseline(baseline, cache, progress, settings.batch_size, seed)
+    task_rows = _evaluate_tasks(suite, tasks, compressed, base, settings.limit, samples_dir)
+    text_rows = [_evaluate_text(entry, rows[entry.name], compressed, base) for entry in suite.texts]
+    return Evaluation(
+        suite=suite.name,
+        baseline=baseline.identity(),
+        baseline_cached=bool(task_rows) and not base.num_computed,
+        engine=compressed.engine,
+        engine_note=compressed.note,
+        device=compressed.device,
+        dtype=compressed.dtype,
+        seed=seed,
+        harness=harness_version(),
+        tasks=task_rows,
+        texts=text_rows,
+        verdict=overall([*(row.verdict for row in task_rows), *(row.verdict for row in text_rows)]),
+        seconds=time.monotonic() - began,
+    )
+
+
+def _rows(suite: Suite, checkpoint: Path, baseline: Checkpoint) -> dict[str, torch.Tensor]:
+    """The token rows of every text, int64 [N, S], after checking that both tokenizers give the same ones."""
+    if not suite.texts:
+        return {}
+    trust = baseline.trust_remote_code
+    tokenizers = [engine.load_tokenizer(folder, trust) for folder in (baseline.folder, checkpoint)]
+    longest = [engine.max_positions(folder) for folder in (baseline.folder, checkpoint)]
+    rows: dict[str, torch.Tensor] = {}
+    problems: list[LLMCompressError] = []
+    for entry in suite.texts:
+        where = f"{suite.path}: text {entry.name}"
+        try:
+            content = text.read_text(suite.text_path(entry), entry.field)
+            ours, theirs = (
+                text.token_rows(content, tokenizer, entry.seq_len, entry.num_tokens, where) for tokenizer in tokenizers
+            )
+        except LLMCompressError as error:
+            problems.append(error)
+            continue
+        problems += _row_problems(entry, where, ours.equal(theirs), [limit for limit in longest if limit is not None])
+        rows[entry.name] = ours
+    raise_all(problems)
+    return rows
+
+
+def _row_problems(entry: TextEntry, where: str, same_tokens: bool, longest: Sequence[int]) -> list[LLMCompressError]:
+    problems = []
+    if not same_tokens:
+        problems.append(
+            LLMCompressError(
+                f"{where}: the two checkpoints' tokenizers turn it into different tokens",
+                "a baseline needs the tokenizer of the checkpoint that was compressed",
+            )
+        )
+    if longest and entry.seq_len > min(longest):
+        problems.append(
+            LLMCompressError(f"{where}: seq_len {entry.seq_len} is more than the model's {min(longest)} positions")
+        )
+    return problems
+
+
+def _evaluate_tasks(
+    suite: Suite,
+    tasks: Mapping[tuple[str, int], ReadyTask],
+    compressed: engine.Loaded,
+    base: Baseline,
+    limit: int | None,
+    samples_dir: Path | None,
+) -> list[TaskResult]:
+    """Run what the entries need, each run once, and compare entry by entry."""
+    runs: dict[RunKey, tuple[TaskRun, TaskRun]] = {}
+    keys = [_run_key(entry, limit) for entry in suite.tasks]
+    with base.progress.step(f"tasks of {suite.name}", total=2 * len(set(keys))) as step:
+        for key in dict.fromkeys(keys):
+            task = tasks[key[:2]]
+            after = run_task(task, compressed.model, compressed.tokenizer, key[2], base.batch_size, base.seed)
+            step.advance(1, f"{task.name}, compressed")
+            before = base.run(task, key[2], after)
+            step.advance(1, f"{task.name}, baseline")
+            runs[key] = before, after
+    rows = [
+        results.task_result(entry, tasks[key[:2]], *runs[key], base.seed)
+        for entry, key in zip(suite.tasks, keys, strict=True)
+    ]
+    if samples_dir is not None:
+        for key, (before, after) in runs.items():
+            results.write_samples(samples_dir / _samples_name(key), before, after)
+    return rows
+
+
+def _run_key(entry: TaskEntry, limit: int | None) -> RunKey:
+    limits = [value for value in (entry.limit, limit) if value is not None]
+    return entry.task, entry.num_fewshot, min(limits, default=None)
+
+
+def _samples_name(key: RunKey) -> str:
+    task, num_fewshot, limit = key
+    return f"{task}-{num_fewshot}shot{'' if limit is None else f'-first{limit}'}.jsonl"
+
+
+def _evaluate_text(entry: TextEntry, rows_NS: torch.Tensor, compressed: engine.Loaded, base: Baseline) -> TextResult:
+    """Both models over the rows of one text."""
+    models = base.model().model, compressed.model
+    at_once = text.rows_at_once(base.batch_size, entry.seq_len, models[0].get_output_embeddings().weight.shape[0])
+    with base.progress.step(f"held-out text {entry.name}", total=len(rows_NS)) as step:
+        stats = text.compare_rows(*models, rows_NS, at_once, step.advance)
+    return results.text_result(entry, stats, base.seed)

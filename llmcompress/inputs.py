@@ -1,0 +1,80 @@
+"""What the names in a recipe stand for: all of them looked up before any work, and their content taken into the keys.
+
+A recipe says `calibration: my.txt`; the run depends on what that file holds. So its digest is part of the stage's key:
+other text, another run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from functools import partial
+from typing import Any, TypeVar
+
+from llmcompress.errors import LLMCompressError, ProblemsError, raise_all
+from llmcompress.recipe import Recipe
+
+T = TypeVar("T")
+
+
+def input_digests(recipe: Recipe) -> dict[str, str]:
+    """What the names in a recipe stand for, as a digest per stage.
+
+    Raises: LLMCompressError, one for each method, layout, calibration set or suite that is unknown or broken.
+    """
+    digests: dict[str, str] = {}
+    problems: list[LLMCompressError] = []
+    for stage in recipe.stages:
+        named = {"quantize": _quantize_names, "evaluate": _evaluate_names}.get(stage.name, _no_names)
+        digests[stage.name] = sha256(named(stage.settings, problems))
+    raise_all(problems)
+    return digests
+
+
+def _quantize_names(settings: Any, problems: list[LLMCompressError]) -> str:
+    """The calibration set as declared and the bytes of its text; method and layouts are looked up on the way."""
+    from llmcompress.data.spec import CalibrationSpec
+    from llmcompress.quantize.format import FORMATS
+    from llmcompress.quantize.method import METHODS
+
+    for name in settings.formats():
+        _looked_up(partial(FORMATS.get, name, "quantize.format"), problems)
+    method = _looked_up(partial(METHODS.get, settings.method, "quantize.method"), problems)
+    if method is None or not method.needs_hessian:
+        return ""
+    spec = _looked_up(partial(CalibrationSpec.find, settings.calibration), problems)
+    if spec is None:
+        return ""
+    text = spec.text_file.read_bytes() if spec.text and spec.text_file.is_file() else b""
+    return spec.model_dump_json() + sha256(text)
+
+
+def _evaluate_names(settings: Any, problems: list[LLMCompressError]) -> str:
+    """The bytes of the suite and of its texts."""
+    from llmcompress.evaluate.suite import load_suite
+
+    suite = _looked_up(partial(load_suite, settings.suite), problems)
+    if suite is None:
+        return ""
+    files = [suite.path, *(suite.text_path(entry) for entry in suite.texts)]
+    return " ".join(sha256(path.read_bytes()) for path in files)
+
+
+def _no_names(settings: Any, problems: list[LLMCompressError]) -> str:
+    return ""
+
+
+def _looked_up(action: Callable[[], T], problems: list[LLMCompressError]) -> T | None:
+    """What `action` gives; its complaint joins the problems instead."""
+    try:
+        return action()
+    except ProblemsError as error:
+        problems.extend(error.problems)
+    except LLMCompressError as error:
+        problems.append(error)
+    return None
+
+
+def sha256(content: str | bytes) -> str:
+    """Hex digest of bytes, or of a text's UTF-8."""
+    return hashlib.sha256(content.encode() if isinstance(content, str) else content).hexdigest()

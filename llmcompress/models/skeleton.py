@@ -1,0 +1,155 @@
+"""A model without its weights: transformers' own modules on the meta device, filled a layer at a time.
+
+Buffers (rotary frequencies, causal masks) are small and computed by the model's own constructor, so they are real;
+parameters are placeholders until `fill` reads them. Nothing here knows an architecture: names come from the model,
+and each must have its tensor in the checkpoint.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.errors import LLMCompressError
+
+FLOATS = ("F64", "F32", "F16", "BF16")
+
+
+def build(checkpoint: Checkpoint, quantized: bool = False) -> nn.Module:
+    """The checkpoint's causal language model with every parameter on the meta device, in eval mode.
+
+    A checkpoint that says it is quantized is refused, unless `quantized`: then the dense model it came from is built.
+    Raises: LLMCompressError when transformers has no such causal language model, or refuses the config.
+    """
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    if "quantization_config" in checkpoint.config and not quantized:
+        method = (checkpoint.config["quantization_config"] or {}).get("quant_method")
+        raise LLMCompressError(
+            f"{checkpoint.name}: is quantized already (quant_method {method!r} in config.json)",
+            "start from the full-precision checkpoint",
+        )
+    try:
+        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+        config.use_cache = False
+        if quantized:
+            del config.quantization_config
+        with init_empty_weights(include_buffers=False):
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, trust_remote_code=checkpoint.trust_remote_code
+            )
+    except (ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise LLMCompressError(
+            f"{checkpoint.name}: not a causal language model that transformers can build ({first[:300]})",
+            "decoder-only checkpoints that AutoModelForCausalLM loads can be quantized",
+        ) from error
+    return model.eval()  # type: ignore[no-any-return]
+
+
+def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
+    """Parameter name in the model -> tensor name in the checkpoint, for every parameter that is stored.
+
+    A checkpoint may leave out (or add) the model's base prefix, as GPT-2's does; a tied parameter has no tensor of
+    its own. Raises: LLMCompressError for a parameter without a tensor, for a shape that differs, and for a
+    checkpoint that transformers would convert while loading (fused experts), by name.
+    """
+    names: dict[str, str] = {}
+    lost: list[str] = []
+    tied = tied_parameters(model)
+    for name, parameter in model.named_parameters():
+        found = next((spelling for spelling in spellings(model, name) if spelling in checkpoint.stored), None)
+        if found is None:
+            lost.append(name)
+            continue
+        stored = checkpoint.stored[found]
+        if stored.shape != tuple(parameter.shape):
+            raise LLMCompressError(
+                f"{stored.path}: tensor {found} is {list(stored.shape)}, the config makes {name} "
+                f"{list(parameter.shape)}",
+                "config.json and weights do not belong together",
+            )
+        if stored.dtype not in FLOATS:
+            raise LLMCompressError(
+                f"{stored.path}: tensor {found} has dtype {stored.dtype}; weights must be one of {', '.join(FLOATS)}",
+                "start from the original full-precision checkpoint",
+            )
+        names[name] = found
+    lost = [name for name in lost if name not in tied]
+    if lost:
+        _refuse(checkpoint, lost)
+    return names
+
+
+def spellings(model: nn.Module, name: str) -> list[str]:
+    """How a checkpoint may call the parameter `name`: as the model does, or without (or with) its base prefix."""
+    prefix = f"{getattr(model, 'base_model_prefix', '')}."
+    if prefix == ".":
+        return [name]
+    return [name, name.removeprefix(prefix), prefix + name]
+
+
+def tied_parameters(model: nn.Module) -> set[str]:
+    """Names that share their tensor with another, by the model's own declaration."""
+    keys = getattr(model, "all_tied_weights_keys", None) or {}
+    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
+    config = getattr(model, "config", None)
+    tied = set(keys)
+    if head is not None and getattr(config, "tie_word_embeddings", False):
+        tied |= {name for name, module in model.named_modules() if module is head}
+        tied = {name if name.endswith(".weight") else f"{name}.weight" for name in tied}
+    return tied
+
+
+def _refuse(checkpoint: Checkpoint, lost: list[str]) -> None:
+    experts = [name for name in lost if "expert" in name]
+    if experts:
+        raise LLMCompressError(
+            f"{checkpoint.name}: {checkpoint.config.get('model_type')} fuses its experts while loading "
+            f"({experts[0]} has no tensor of its own); fused mixture-of-experts checkpoints are not supported"
+        )
+    shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
+    raise LLMCompressError(
+        f"{checkpoint.name}: no tensor for {shown}",
+        "the weights are incomplete, or transformers renames them while loading, which is not supported",
+    )
+
+
+def fill(
+    module: nn.Module, prefix: str, names: dict[str, str], checkpoint: Checkpoint, device: torch.device
+) -> None:
+    """Give every parameter below `module` (at path `prefix`) its values, in float32 on `device`.
+
+    Raises: LLMCompressError naming a tensor that holds NaN or Inf.
+    """
+    for local, _ in list(module.named_parameters()):
+        full = f"{prefix}.{local}" if prefix else local
+        if full in names:
+            set_parameter(module, local, checked(checkpoint, names[full]).to(device, torch.float32))
+
+
+def checked(checkpoint: Checkpoint, name: str) -> torch.Tensor:
+    """The stored tensor, refused by name when it holds NaN or Inf."""
+    tensor = checkpoint.tensor(name)
+    if not bool(torch.isfinite(tensor).all()):
+        bad = int((~torch.isfinite(tensor)).sum())
+        raise LLMCompressError(
+            f"{checkpoint.stored[name].path}: tensor {name} holds {bad} NaN or Inf of {tensor.numel()} values",
+            "the checkpoint is damaged; fetch it again or train it again",
+        )
+    return tensor
+
+
+def empty(module: nn.Module) -> None:
+    """Turn every parameter below `module` into a placeholder again, freeing its memory."""
+    for local, parameter in list(module.named_parameters()):
+        set_parameter(module, local, torch.empty_like(parameter, device="meta"))
+
+
+def set_parameter(module: nn.Module, local: str, value: torch.Tensor) -> None:
+    """Put `value` at the parameter path `local` below `module`."""
+    path, _, leaf = local.rpartition(".")
+    owner = module.get_submodule(path) if path else module
+    owner._parameters[leaf] = nn.Parameter(value, requires_grad=False)

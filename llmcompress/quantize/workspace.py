@@ -1,0 +1,85 @@
+"""The scratch folder of a run under way: one file per finished layer and layout, so that a killed run goes on there.
+
+    .OUT.partial/key                      what this work is for; another key starts over
+    .OUT.partial/layer-00003.json         the rows of layer 3: written last, so its being there means the layer is done
+    .OUT.partial/layer-00003.gptq         safetensors of the packed tensors, one per layout
+    .OUT.partial/final/                   the folder that is renamed to OUT
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from llmcompress.checkpoint.tensors import StoredTensor, read_header
+from llmcompress.report import LinearRow
+
+
+@dataclass(frozen=True, slots=True)
+class Workspace:
+    """The scratch folder beside the output `out`; see the module's docstring."""
+
+    folder: Path
+
+    @classmethod
+    def open(cls, out: Path, key: str) -> Workspace:
+        """The workspace for `out`, kept if it was begun under the same key, else begun anew."""
+        folder = out.parent / f".{out.name}.partial"
+        mark = folder / "key"
+        if not mark.is_file() or mark.read_text(encoding="utf-8") != key:
+            shutil.rmtree(folder, ignore_errors=True)
+            folder.mkdir(parents=True)
+            mark.write_text(key, encoding="utf-8")
+        shutil.rmtree(folder / "final", ignore_errors=True)
+        return cls(folder)
+
+    @property
+    def final(self) -> Path:
+        """The folder to be renamed to the output."""
+        return self.folder / "final"
+
+    def layer_file(self, layer: int, format: str) -> Path:
+        """Where a layer's packed tensors lie."""
+        return self.folder / f"layer-{layer:05d}.{format}"
+
+    def finished_rows(self, layer: int) -> list[LinearRow] | None:
+        """The rows of a finished layer, or None when it is still to do."""
+        path = self.folder / f"layer-{layer:05d}.json"
+        if not path.is_file():
+            return None
+        return [LinearRow.model_validate(row) for row in json.loads(path.read_text(encoding="utf-8"))]
+
+    def finish_layer(
+        self, layer: int, packed: Mapping[str, Mapping[str, torch.Tensor]], rows: Sequence[LinearRow]
+    ) -> None:
+        """Keep a finished layer: its tensors per layout, then its rows. Each file appears whole or not at all."""
+        from safetensors.torch import save
+
+        for format, tensors in packed.items():
+            contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
+            _write_whole(self.layer_file(layer, format), save(contiguous))
+        text = json.dumps([row.model_dump() for row in rows])
+        _write_whole(self.folder / f"layer-{layer:05d}.json", text.encode())
+
+    def packed(self, layers: Sequence[int], format: str) -> list[StoredTensor]:
+        """The packed tensors of finished layers, where they lie."""
+        return [t for layer in layers for t in read_header(self.layer_file(layer, format)).values()]
+
+    def discard(self) -> None:
+        """Remove everything."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _write_whole(path: Path, data: bytes) -> None:
+    scratch = path.with_name(path.name + ".tmp")
+    with scratch.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(scratch, path)

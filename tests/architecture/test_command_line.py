@@ -1,0 +1,82 @@
+"""The command line starts fast and is what the README says it is."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import os
+import re
+import shlex
+import subprocess
+import sys
+from functools import cache
+
+import pytest
+
+from tests.architecture.sources import ROOT
+
+START = "import sys; from llmcompress.cli import main; main()"
+HEAVY = ("torch", "transformers", "lm_eval", "matplotlib", "bitsandbytes", "numba", "datasets", "peft", "pandas")
+
+
+def run(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """A fresh Python without colour on a wide terminal; `arguments` become sys.argv[1:]."""
+    environment = os.environ | {"COLUMNS": "250", "NO_COLOR": "1", "TERM": "dumb", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", code, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120, check=False)
+
+
+@cache
+def help_of(*command: str) -> str:
+    """What `llmcompress COMMAND --help` prints."""
+    done = run(START, *command, "--help")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def commands_in_readme() -> list[str]:
+    """Every llmcompress command of the README's shell blocks; a backslash continues the line."""
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```(?:bash|console|sh)\n(.*?)```", text, flags=re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [line.strip().removeprefix("$ ") for line in lines if re.match(r"(\$ )?llmcompress ", line.strip())]
+
+
+def test_help_imports_nothing_heavy() -> None:
+    code = f"""
+import atexit, sys
+from llmcompress.cli import main
+atexit.register(lambda: print("loaded:", [name for name in {HEAVY!r} if name in sys.modules]))
+main()
+"""
+    done = run(code, "--help")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.strip().splitlines()[-1] == "loaded: []"
+
+
+def test_readme_shows_commands() -> None:
+    assert len(commands_in_readme()) >= 5
+
+
+@pytest.mark.parametrize("line", commands_in_readme())
+def test_readme_command_exists(line: str) -> None:
+    words = shlex.split(line, comments=True)[1:]
+    assert re.search(rf"^\W*{words[0]}\s", help_of(), flags=re.M), f"no command {words[0]!r}"
+    verb = tuple(words[:2]) if words[0] == "recipes" and len(words) > 1 else (words[0],)
+    text = help_of(*verb)
+    for word in words[len(verb) :]:
+        if word.startswith("-"):
+            assert re.search(rf"(^|[\s,|]){re.escape(word.split('=')[0])}\b", text), f"{verb} has no {word}"
+
+
+def python_in_readme() -> list[str]:
+    """The README's Python blocks."""
+    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+
+
+@pytest.mark.parametrize("block", python_in_readme(), ids=lambda block: block.splitlines()[0])
+def test_readme_imports_exist(block: str) -> None:
+    for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.ImportFrom):
+            module = importlib.import_module(str(node.module))
+            assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)

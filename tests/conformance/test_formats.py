@@ -1,0 +1,134 @@
+"""Every registered layout: what it accepts comes back from disk bit for bit, what it refuses has a reason."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from llmcompress.errors import LLMCompressError
+from llmcompress.quantize.format import FORMATS, Format, Layout
+from llmcompress.quantize.grid import NF4
+from llmcompress.quantize.nested import nest, unnest
+from llmcompress.quantize.weight import QuantizedWeight
+from llmcompress.scheme import PRESETS, WeightScheme
+
+SCHEMES = [
+    *(WeightScheme(*grid) for grid in itertools.product((2, 3, 4, 8), (-1, 16, 32, 64, 128), (True, False))),
+    PRESETS["NF4"],
+    PRESETS["NF4-DQ"],
+]
+SHAPES = [(64, 128), (32, 384), (40, 96), (7, 30), (33, 64), (64, 33)]
+CASES = [
+    pytest.param(entry, scheme, shape, id=f"{entry.name}-{scheme.label().replace(' ', '_')}-{shape[0]}x{shape[1]}")
+    for entry, scheme, shape in itertools.product(FORMATS, SCHEMES, SHAPES)
+]
+ACCEPTED = [case for case in CASES if case.values[0].refuses(case.values[1], *case.values[2]) is None]
+REFUSED = [case for case in CASES if case.values[0].refuses(case.values[1], *case.values[2]) is not None]
+
+
+def random_weight(scheme: WeightScheme, rows: int, columns: int) -> QuantizedWeight:
+    """Any codes on any scales that a file can hold."""
+    generator = torch.Generator().manual_seed(rows * 1000 + columns)
+    codes = torch.randint(0, scheme.num_codes, (rows, columns), dtype=torch.uint8, generator=generator)
+    shape = (rows, scheme.num_groups(columns))
+    scale = (torch.rand(shape, generator=generator) + 0.01).to(torch.bfloat16).to(torch.float32)
+    if scheme.codebook:
+        nested = nest(scale) if scheme.double_quant else None
+        return QuantizedWeight(
+            codes, unnest(nested, rows) if nested else scale, None, torch.tensor(NF4), scheme, nested
+        )
+    zero = torch.full(shape, scheme.num_codes // 2, dtype=torch.uint8)
+    if not scheme.symmetric:
+        zero = torch.randint(0, scheme.num_codes, shape, dtype=torch.uint8, generator=generator)
+    return QuantizedWeight(codes, scale, zero, None, scheme)
+
+
+def layout_of(scheme: WeightScheme) -> Layout:
+    """A checkpoint of one quantized linear."""
+    return Layout({"model.layers.0.mlp.up_proj": scheme}, ("lm_head",), torch.bfloat16, "gptq", "static", 0.01, "0.1.0")
+
+
+@pytest.mark.parametrize(("entry", "scheme", "shape"), ACCEPTED)
+def test_disk_round_trip_is_bit_exact(
+    entry: Format, scheme: WeightScheme, shape: tuple[int, int], tmp_path: Path
+) -> None:
+    weight = random_weight(scheme, *shape)
+    before = copy.deepcopy(weight)
+    tensors = entry.pack(weight, torch.bfloat16)
+    assert set(tensors) == set(entry.suffixes(scheme))
+    named = {
+        f"{linear}.{name}": tensor for linear in "ab" for name, tensor in entry.pack(weight, torch.bfloat16).items()
+    }
+    save_file(named, tmp_path / "model.safetensors")
+    stored = load_file(tmp_path / "model.safetensors")
+    back = entry.unpack({name[2:]: tensor for name, tensor in stored.items() if name[0] == "a"}, scheme, *shape)
+    assert back.digest() == weight.digest() == before.digest()
+    for field in ("codes_OI", "scale_OG", "zero_point_OG", "codebook"):
+        mine, theirs = getattr(weight, field), getattr(back, field)
+        assert (mine is None and theirs is None) or (mine.dtype == theirs.dtype and torch.equal(mine, theirs)), field
+    if weight.nested is not None:
+        assert back.nested is not None
+        assert all(
+            torch.equal(getattr(weight.nested, f), getattr(back.nested, f)) for f in ("codes", "absmax", "offset")
+        )
+    assert torch.equal(weight.dequantize(), back.dequantize())
+
+
+@pytest.mark.parametrize(("entry", "scheme", "shape"), ACCEPTED)
+def test_packed_tensors_share_nothing_with_the_weight(
+    entry: Format, scheme: WeightScheme, shape: tuple[int, int]
+) -> None:
+    weight = random_weight(scheme, *shape)
+    digest = weight.digest()
+    for tensor in entry.pack(weight, torch.bfloat16).values():
+        tensor.zero_()
+    assert weight.digest() == digest
+    assert entry.pack(weight, torch.bfloat16).keys() == set(entry.suffixes(scheme))
+
+
+@pytest.mark.parametrize(("entry", "scheme", "shape"), REFUSED)
+def test_refusals_say_why_in_one_line(entry: Format, scheme: WeightScheme, shape: tuple[int, int]) -> None:
+    reason = entry.refuses(scheme, *shape)
+    assert reason
+    assert "\n" not in reason
+    assert any(way in reason for way in ("; write ", "; ignore ", "; choose ")), reason
+
+
+@pytest.mark.parametrize(("entry", "scheme", "shape"), [case for case in ACCEPTED if case.values[2] == SHAPES[0]])
+def test_a_missing_or_misshapen_tensor_is_named(entry: Format, scheme: WeightScheme, shape: tuple[int, int]) -> None:
+    tensors = entry.pack(random_weight(scheme, *shape), torch.bfloat16)
+    for name in entry.suffixes(scheme):
+        with pytest.raises(LLMCompressError, match=name):
+            entry.unpack({key: value for key, value in tensors.items() if key != name}, scheme, *shape)
+        with pytest.raises(LLMCompressError, match=name):
+            entry.unpack(tensors | {name: tensors[name][:-1]}, scheme, *shape)
+        if name not in ("weight_scale", "weight.quant_state.bitsandbytes__nf4"):
+            with pytest.raises(LLMCompressError, match=name):
+                entry.unpack(tensors | {name: tensors[name].to(torch.float64)}, scheme, *shape)
+
+
+@pytest.mark.parametrize("scheme", [s for s in SCHEMES if s.group_size in (-1, 64, 128)], ids=WeightScheme.label)
+def test_some_layout_takes_every_scheme(scheme: WeightScheme) -> None:
+    assert any(entry.refuses(scheme, 64, 128) is None for entry in FORMATS)
+
+
+@pytest.mark.parametrize(("entry", "scheme", "shape"), [case for case in ACCEPTED if case.values[2] == SHAPES[0]])
+def test_the_config_is_json_and_repeats_itself(entry: Format, scheme: WeightScheme, shape: tuple[int, int]) -> None:
+    layout = layout_of(scheme)
+    assert entry.refuses_layout(layout) is None
+    config = entry.quantization_config(layout)
+    assert json.loads(json.dumps(config)) == config == entry.quantization_config(layout)
+    assert isinstance(config["quant_method"], str)
+    assert all(isinstance(text, str) for text in entry.extra_files(layout).values())
+
+
+@pytest.mark.parametrize("entry", FORMATS, ids=lambda entry: entry.name)
+def test_nothing_quantized_is_refused(entry: Format) -> None:
+    reason = entry.refuses_layout(Layout({}, ("lm_head",), torch.float32, "rtn", "none", 0.0, "0.1.0"))
+    assert reason and "no linear is quantized" in reason
