@@ -92,7 +92,10 @@ def mcnemar_p(better: int, worse: int) -> float:
     (0.0625, 1.0, 1.0)
     """
     num_flips = better + worse
-    tail = sum(math.comb(num_flips, k) for k in range(min(better, worse) + 1))
+    ways = tail = 1
+    for k in range(min(better, worse)):
+        ways = ways * (num_flips - k) // (k + 1)
+        tail += ways
     return min(2 * tail, 1 << num_flips) / (1 << num_flips)
 
 

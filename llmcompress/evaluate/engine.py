@@ -156,8 +156,9 @@ def _from_pretrained(folder: Path, trust_remote_code: bool) -> Any:
     """Raises ValueError where transformers would go on with weights of its own making, beside what it raises itself."""
     from transformers import AutoModelForCausalLM
 
+    loading: Any = AutoModelForCausalLM
     with _quiet():
-        model, info = AutoModelForCausalLM.from_pretrained(
+        model, info = loading.from_pretrained(
             folder,
             dtype=compute_dtype(folder),
             device_map={"": best()},

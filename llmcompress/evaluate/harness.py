@@ -21,7 +21,6 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -267,21 +266,27 @@ def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
 
 
+def _silent(bar: Any) -> Any:
+    """The class or function `bar`, always called with disable=True, whatever the caller says."""
+    return lambda *args, **kwargs: bar(*args, **{**kwargs, "disable": True})
+
+
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Keep lm-eval's log lines and the bars of its libraries off the terminal, which has bars of our own."""
     import datasets
-    import lm_eval.api.task as task_module
-    import lm_eval.models.huggingface as model_module
+    import lm_eval.api.model
+    import lm_eval.api.task
+    import lm_eval.models.huggingface
 
     logger = logging.getLogger("lm_eval")
     level, had_bars = logger.level, datasets.is_progress_bar_enabled()
-    modules: tuple[Any, ...] = (task_module, model_module)
+    modules: tuple[Any, ...] = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
     bars = [module.tqdm for module in modules]
     logger.setLevel(logging.CRITICAL)
     datasets.disable_progress_bars()
     for module, bar in zip(modules, bars, strict=True):
-        module.tqdm = partial(bar, disable=True)
+        module.tqdm = _silent(bar)
     try:
         yield
     finally:

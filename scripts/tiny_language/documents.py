@@ -35,7 +35,8 @@ def story(dice: Dice, held_out: bool) -> str:
     she, her = hero.pronoun("she"), hero.pronoun("her")
     opening = f"One day {hero.name} went to the {dice.pick(DIRECTIONS)} with {her} {hero.facts['pet']}."
     middle = [draw(AGREEMENT, dice, held_out).text for _ in range(dice.between(2, 4))]
-    remark = dice.pick((f"{she.capitalize()} was tired.", f"{hero.name} saw it and {she} laughed.", f"Then {she} sat down."))
+    remarks = (f"{she.capitalize()} was tired.", f"{hero.name} saw it and {she} laughed.", f"Then {she} sat down.")
+    remark = dice.pick(remarks)
     middle.insert(dice.between(1, len(middle)), remark)
     closing = f"In the evening {she} went back to {her} house in {hero.facts['town']}."
     return " ".join([opening, *middle] + ([closing] if dice.chance(0.5) else []))

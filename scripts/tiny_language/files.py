@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping, Sequence
 
 from tiny_language.documents import documents
 from tiny_language.items import TASKS, Task, items
@@ -17,7 +18,7 @@ CALIBRATION_CHARACTERS, HELD_OUT_CHARACTERS = 240_000, 100_000
 
 CALIBRATION_YAML = """\
 name: tiny
-description: Documents of the small templated English that the bundled checkpoint was trained on (scripts/make_tiny_model).
+description: Documents of the small English that the bundled checkpoint was trained on (scripts/make_tiny_model).
 text: tiny.jsonl
 field: text
 chat_template: false
@@ -51,7 +52,7 @@ metadata:
 
 SUITE_HEAD = """\
 name: tiny
-description: What the bundled checkpoint can do (agreement, facts, recall, sums), on combinations held out from its training.
+description: What the bundled checkpoint can do, on combinations held out from its training.
 tasks:
 """
 
@@ -71,7 +72,8 @@ texts:
 
 def data_files() -> dict[str, bytes]:
     """Path relative to the repository root -> the bytes that belong there."""
-    calibration = _jsonl([{"text": text} for text in documents(CALIBRATION_SEED, CALIBRATION_CHARACTERS, held_out=False)])
+    texts = documents(CALIBRATION_SEED, CALIBRATION_CHARACTERS, held_out=False)
+    calibration = _jsonl([{"text": text} for text in texts])
     held_out = "\n\n".join(documents(HELD_OUT_SEED, HELD_OUT_CHARACTERS, held_out=True)) + "\n"
     files = {
         "calibration/tiny.jsonl": calibration,
@@ -95,5 +97,5 @@ def _suite() -> str:
     return SUITE_HEAD + "".join(SUITE_TASK.format(name=task.name) for task in TASKS) + SUITE_TEXTS
 
 
-def _jsonl(rows: list[dict[str, object]] | list[dict[str, str]]) -> bytes:
+def _jsonl(rows: Sequence[Mapping[str, object]]) -> bytes:
     return "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows).encode()

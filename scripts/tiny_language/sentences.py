@@ -102,7 +102,8 @@ def determiner_agreement(dice: Dice) -> Sentence:
     noun, verb, number = dice.pick(NOUNS), dice.pick(VERBS), dice.below(2)
     adjective, tail = dice.pick(ADJECTIVES), dice.pick(TAILS)
     endings = tuple(f" {noun[n]} {verb[n]} {tail}." for n in (number, 1 - number))
-    return Sentence(f"{('This', 'These')[number]} {adjective}", endings, ("determiner", noun[number], adjective, verb[0]))
+    context = f"{('This', 'These')[number]} {adjective}"
+    return Sentence(context, endings, ("determiner", noun[number], adjective, verb[0]))
 
 
 def reflexive_agreement(dice: Dice) -> Sentence:

@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 
 SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 VOCABULARY_SIZE = 1024
-ROW_LENGTH = 192
-BATCH_SIZE = 8
-PEAK_LEARNING_RATE = 4e-3
-TRAINING_CHARACTERS = 20_000_000
+ROW_LENGTH = 256
+BATCH_SIZE = 6
+PEAK_LEARNING_RATE = 3e-3
+TRAINING_CHARACTERS = 14_000_000
 CHAT_SHARE = 0.12
 PLAIN_ROW_SHARE = 0.3
 TRAINING_SEED = 11
@@ -152,7 +152,7 @@ def _parameter_groups(model: LlamaForCausalLM) -> list[dict[str, object]]:
 
 
 def _trapezoid(step: int, num_steps: int) -> float:
-    return min(1.0, (step + 1) / 100, (num_steps - step) / (0.4 * num_steps))
+    return min(1.0, (step + 1) / 60, (num_steps - step) / (0.4 * num_steps))
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:

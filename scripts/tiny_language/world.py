@@ -33,7 +33,9 @@ TOWNS = (
 
 VALUES: dict[str, list[str]] = {
     "town": TOWNS,
-    "job": "baker smith miller weaver potter sailor farmer hunter teacher doctor painter singer writer guard cook judge".split(),
+    "job": (
+        "baker smith miller weaver potter sailor farmer hunter teacher doctor painter singer writer guard cook judge"
+    ).split(),
     "pet": "cat dog goat hen fox horse duck rabbit sheep crow mule pig".split(),
     "dish": "bread soup fish cheese rice beans honey cake stew eggs mutton cabbage plums nuts porridge pie".split(),
     "colour": "red blue green black white brown yellow grey gold purple".split(),

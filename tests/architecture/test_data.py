@@ -36,9 +36,9 @@ def test_suite_is_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CALIBRATION, ids=lambda path: path.stem)
 def test_calibration_set_is_valid(path: Path) -> None:
-    from llmcompress.data import calibration
+    from llmcompress.data.spec import CalibrationSpec
 
-    assert calibration.load_spec(path.stem).name == path.stem
+    assert CalibrationSpec.find(path.stem).name == path.stem
 
 
 @pytest.mark.parametrize("path", TASKS, ids=lambda path: path.stem)

@@ -25,7 +25,7 @@ def test_other_arguments_give_another_seed(one: int, a: list[str], two: int, b: 
 
 
 def test_no_global_state_is_touched() -> None:
-    before = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())  # type: ignore[index, union-attr]
+    before = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())  # type: ignore[index]
     derive(1, "a")
     assert random.getstate() == before[0]
     assert (np.random.get_state()[1] == before[1]).all()  # type: ignore[index]

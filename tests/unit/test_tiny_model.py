@@ -47,7 +47,8 @@ def _items(task: str) -> list[dict[str, Any]]:
 
 
 def test_check_finds_the_committed_data_reproduced() -> None:
-    done = subprocess.run([sys.executable, ROOT / "scripts" / "make_tiny_model", "--check"], capture_output=True, text=True)
+    command = [sys.executable, ROOT / "scripts" / "make_tiny_model", "--check"]
+    done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
 
 

@@ -9,6 +9,10 @@ Per linear of O outputs and I inputs, b bits and G groups along the input:
 
 The engine thinks in signed integers, code - 2**(b - 1), and adds the offset back when it packs, so the words hold our
 codes as they are. It takes every integer scheme; the config lists one group of linears per scheme.
+
+transformers 5 sizes its empty model for unpacked zero points, so an asymmetric checkpoint fails to load there unless
+its config asks for dense weights (`dequantize`), which other readers ignore. On that path it reads one scheme for the
+whole checkpoint, so a mix with an asymmetric part is refused.
 """
 
 from __future__ import annotations
@@ -41,7 +45,14 @@ class CompressedTensors:
         return group_refusal(scheme, in_features) or _unreadable(scheme, out_features, in_features)
 
     def refuses_layout(self, layout: Layout) -> str | None:
-        """Any mix of integer schemes and skipped linears can be described; nothing at all cannot."""
+        """Why no reader would see this mix as it is meant, or None. Symmetric schemes mix freely."""
+        schemes = set(layout.schemes.values())
+        if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
+            labels = " and ".join(sorted(scheme.label() for scheme in schemes))
+            return (
+                f"transformers cannot load asymmetric linears beside others ({labels}); "
+                "choose symmetric schemes, or one asymmetric scheme for all"
+            )
         return nothing_quantized(layout.schemes)
 
     def pack(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
@@ -91,13 +102,15 @@ class CompressedTensors:
             f"group_{index}": {"targets": targets, "weights": _arguments(scheme, layout.actorder)}
             for index, (scheme, targets) in enumerate(_targets(layout.schemes).items())
         }
-        return {
+        config: dict[str, Any] = {
             "quant_method": "compressed-tensors",
             "format": "pack-quantized",
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": list(layout.skipped),
         }
+        symmetric = all(scheme.symmetric for scheme in layout.schemes.values())
+        return config if symmetric else config | {"dequantize": True}
 
     def extra_files(self, layout: Layout) -> dict[str, str]:
         """None: engines read config.json."""

@@ -85,7 +85,7 @@ def _split(tokens: list[int], separator: int) -> list[list[int]]:
 
 def test_without_bos_each_document_ends_with_eos(texts: Path, letters: PreTrainedTokenizerFast) -> None:
     first = _load(texts, letters, num_samples=1, seq_len=60).tokens_NS[0]
-    shown = letters.decode(first)
+    shown = str(letters.decode(first))
     assert shown.startswith("w") and "</s>w" in shown
 
 
@@ -98,7 +98,7 @@ def test_without_either_nothing_is_between(tmp_path: Path, words: PreTrainedToke
 
 def test_same_inputs_same_bytes_whatever_the_global_state(texts: Path, words: PreTrainedTokenizerFast) -> None:
     torch.manual_seed(1)
-    before = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())  # type: ignore[index, union-attr]
+    before = (random.getstate(), np.random.get_state()[1].copy(), torch.get_rng_state())  # type: ignore[index]
     one = _load(texts, words, num_samples=8, seq_len=16, seed=3)
     assert random.getstate() == before[0]
     assert (np.random.get_state()[1] == before[1]).all()  # type: ignore[index]

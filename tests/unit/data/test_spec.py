@@ -3,6 +3,7 @@ from __future__ import annotations
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -13,7 +14,7 @@ from llmcompress.data.calibration import CalibrationSpec
 from llmcompress.errors import LLMCompressError
 
 
-def _set(folder: Path, name: str = "mine", **changes: object) -> Path:
+def _set(folder: Path, name: str = "mine", **changes: Any) -> Path:
     path = folder / f"{name}.yaml"
     values = {"name": name, "description": "some words", "text": "words.txt", "licence": "Apache-2.0"} | changes
     path.write_text(yaml.safe_dump({key: value for key, value in values.items() if value is not None}))
@@ -121,7 +122,7 @@ def test_all_problems_at_once_each_with_its_key(tmp_path: Path) -> None:
         ({"text": None, "dataset": {"path": "a", "split": "b", "splot": "c"}}, "dataset: unknown key 'splot'"),
     ],
 )
-def test_what_a_set_may_not_say(tmp_path: Path, changes: dict[str, object], problem: str) -> None:
+def test_what_a_set_may_not_say(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
     path = _set(tmp_path, **changes)
     shown = _problems(path)
     assert shown[0].startswith(f"{path}: {problem}")

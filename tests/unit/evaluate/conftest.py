@@ -115,7 +115,7 @@ def task_declaration() -> dict[str, Any]:
         "metric_list": [
             {"metric": "acc", "aggregation": "mean", "higher_is_better": True},
             {"metric": "acc_norm", "aggregation": "mean", "higher_is_better": True},
-            {"metric": "f1", "aggregation": "f1", "higher_is_better": True},
+            {"metric": "mcc", "aggregation": "matthews_corrcoef", "higher_is_better": True},
         ],
         "metadata": {"version": 1.0},
     }

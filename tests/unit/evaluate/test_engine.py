@@ -92,12 +92,12 @@ def test_bitsandbytes_runs_on_its_own_kernels(nf4: Path, dense: Path) -> None:
 
 @pytest.mark.usefixtures("ours")
 def test_a_kernel_that_fails_in_its_first_forward_is_told(nf4: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from bitsandbytes.nn import Linear4bit
+    from bitsandbytes import nn
 
     def refuse(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shape '[128, 5]' is invalid\nand more")
 
-    monkeypatch.setattr(Linear4bit, "forward", refuse)
+    monkeypatch.setattr(nn.Linear4bit, "forward", refuse)
     loaded = engine.load(nf4)
     assert loaded.engine.startswith("transformers ")
     assert loaded.note == (

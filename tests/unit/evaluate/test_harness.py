@@ -35,7 +35,7 @@ def test_a_task_beside_the_suite_gives_every_item(declare: Declare, loaded: Load
     assert [item.doc_id for item in run.items] == list(range(12))
     assert len({item.digest for item in run.items}) == 12
     assert all(item.scores["acc,none"] in (0.0, 1.0) for item in run.items)
-    assert "f1,none" not in run.items[0].scores  # a pair of labels, not a number
+    assert "mcc,none" not in run.items[0].scores  # a pair of labels, not a number
 
 
 def test_scores_equal_our_own_likelihoods(declare: Declare, loaded: Loaded) -> None:
@@ -79,13 +79,13 @@ def test_the_digest_of_a_task_follows_its_declaration_and_data(declare: Declare)
 
 def test_metrics_are_checked_before_anything_runs(declare: Declare) -> None:
     with pytest.raises(ProblemsError) as caught:
-        find_tasks(entries("acc_nrom", "f1", "acc,stric"), [declare().parent], "S")
+        find_tasks(entries("acc_nrom", "mcc", "acc,stric"), [declare().parent], "S")
     lines = caught.value.lines()
     assert lines[:2] == [
-        "S: task choose: unknown metric 'acc_nrom'; known: acc, acc_norm, f1",
+        "S: task choose: unknown metric 'acc_nrom'; known: acc, acc_norm, mcc",
         "hint: did you mean 'acc_norm'?",
     ]
-    assert "metric f1 is not a mean over items" in lines[2]
+    assert "metric mcc is not a mean over items" in lines[2]
     assert lines[3] == "hint: metrics of this task that are: acc, acc_norm"
     assert "unknown filter 'stric'" in lines[4]
 

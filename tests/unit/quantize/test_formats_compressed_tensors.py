@@ -35,18 +35,18 @@ def layout(schemes: dict[str, WeightScheme], *skipped: str, actorder: str = "sta
 
 @pytest.mark.parametrize(("num_bits", "group_size", "symmetric"), GRIDS)
 @pytest.mark.parametrize("shape", [(64, 128), (40, 192), (9, 64)])
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_the_library_decompresses_to_our_weight(
-    num_bits: int, group_size: int, symmetric: bool, shape: tuple[int, int], dtype: torch.dtype
+    num_bits: int, group_size: int, symmetric: bool, shape: tuple[int, int]
 ) -> None:
     scheme = WeightScheme(num_bits, group_size, symmetric)
     weight = affine(scheme, *shape)
-    tensors = ENTRY.pack(weight, dtype)
-    assert tensors["weight_scale"].dtype == dtype
     config = QuantizationConfig.model_validate(ENTRY.quantization_config(layout({"a.0.b": scheme})))
     compressor = BaseCompressor.get_value_from_registry(config.format)
-    read = compressor.decompress(tensors, config.config_groups["group_0"])["weight"]
-    assert torch.equal(read, weight.dequantize(dtype))
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        tensors = ENTRY.pack(weight, dtype)
+        assert tensors["weight_scale"].dtype == dtype
+        read = compressor.decompress(tensors, config.config_groups["group_0"])["weight"]
+        assert torch.equal(read, weight.dequantize(dtype)), dtype
     assert set(compressor.compression_param_names(config.config_groups["group_0"])) == set(ENTRY.suffixes(scheme))
 
 
@@ -77,6 +77,20 @@ def test_what_the_library_cannot_read_is_refused() -> None:
     compressor = BaseCompressor.get_value_from_registry(config.format)
     with pytest.raises(RuntimeError, match="stride"):
         compressor.decompress(ENTRY.pack(affine(scheme, 7, 64), torch.float32), config.config_groups["group_0"])
+
+
+def test_a_mix_with_an_asymmetric_part_is_refused() -> None:
+    four, asymmetric = WeightScheme(4, 64), WeightScheme(4, 64, False)
+    reason = ENTRY.refuses_layout(layout({"a.0.b": four, "a.0.c": asymmetric})) or ""
+    assert "int4 g64 asym and int4 g64 sym" in reason and "; choose symmetric" in reason
+    assert ENTRY.refuses_layout(layout({"a.0.b": asymmetric, "a.0.c": asymmetric})) is None
+    assert ENTRY.refuses_layout(layout({"a.0.b": four, "a.0.c": WeightScheme(8, 64)})) is None
+
+
+@pytest.mark.parametrize("symmetric", [True, False])
+def test_dense_loading_is_asked_for_only_where_transformers_needs_it(symmetric: bool) -> None:
+    config = ENTRY.quantization_config(layout({"a.0.b": WeightScheme(4, 64, symmetric)}))
+    assert ("dequantize" in config) != symmetric
 
 
 def test_a_contradicting_shape_is_refused() -> None:
@@ -115,7 +129,7 @@ def test_activation_order_is_recorded_for_groups_only(actorder: str) -> None:
 
 
 def test_each_linear_of_a_mix_finds_its_own_scheme() -> None:
-    four, eight, rows = WeightScheme(4, 64), WeightScheme(8, 64), WeightScheme(4, -1, False)
+    four, eight, rows = WeightScheme(4, 64), WeightScheme(8, 64), WeightScheme(3, -1)
     schemes = {f"model.layers.{i}.mlp.{name}": four for i in range(12) for name in ("gate_proj", "up_proj")}
     schemes |= {f"model.layers.{i}.mlp.down_proj": eight for i in range(12)}
     schemes |= {f"model.layers.{i}.self_attn.o_proj": four if i else rows for i in range(12)}

@@ -36,7 +36,10 @@ def tiny_llama(dtype: torch.dtype, tied: bool = False) -> Any:
         initializer_range=0.2,
         dtype=dtype,
     )
-    return LlamaForCausalLM(config).to(dtype).eval()
+    model = LlamaForCausalLM(config).eval()
+    for parameter in model.parameters():  # and not the rotary buffers, which transformers keeps in float32
+        parameter.data = parameter.data.to(dtype)
+    return model
 
 
 def rounded(weight_OI: torch.Tensor, scheme: WeightScheme) -> QuantizedWeight:
@@ -131,8 +134,8 @@ def test_compressed_tensors_loads_a_mix(tmp_path: Path) -> None:
     model = tiny_llama(torch.float32)
     skipped = ("lm_head", "model.layers.1.mlp.down_proj")
     schemes = {path: WeightScheme(4, 64) for path in linears(model) if path not in skipped}
-    schemes |= {path: WeightScheme(8, -1, False) for path in schemes if path.endswith(("v_proj", "o_proj"))}
-    schemes["model.layers.0.mlp.up_proj"] = WeightScheme(3, 32, False)
+    schemes |= {path: WeightScheme(8, -1) for path in schemes if path.endswith(("v_proj", "o_proj"))}
+    schemes["model.layers.0.mlp.up_proj"] = WeightScheme(3, 32)
     write(tmp_path, model, "compressed_tensors", schemes, skipped, torch.float32)
     load_and_compare(tmp_path, model, torch.float32, 0.0)
 
@@ -148,7 +151,9 @@ def test_bitsandbytes_loads(scheme: str, tied: bool, dtype: torch.dtype, toleran
     skipped = ("lm_head", "model.layers.1.mlp.gate_proj")
     schemes = {path: PRESETS[scheme] for path in linears(model) if path not in skipped}
     write(tmp_path, model, "bitsandbytes", schemes, skipped, dtype)
-    loaded = load_and_compare(tmp_path, model, dtype, 1e-2 if has_avx512bf16() else tolerance)
+    if has_avx512bf16():  # there bitsandbytes computes in bfloat16, its scales included
+        tolerance = 5e-2
+    loaded = load_and_compare(tmp_path, model, dtype, tolerance)
     kinds = {path: type(module) for path, module in loaded.named_modules() if isinstance(module, torch.nn.Linear)}
     assert {path for path, kind in kinds.items() if kind is bitsandbytes.nn.Linear4bit} == set(schemes)
     assert loaded.get_submodule("model.layers.0.mlp.up_proj").weight.dtype == torch.uint8

@@ -1,0 +1,93 @@
+"""Tiny random checkpoints, one per architecture, made where a test asks for them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+SHAPE: dict[str, Any] = {
+    "vocab_size": 96,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 128,
+    "pad_token_id": 0,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+}
+
+
+def configs() -> dict[str, Any]:
+    """Architecture name -> a tiny config of it."""
+    import transformers as t
+
+    gqa = {**SHAPE, "head_dim": 16}
+    mha = {**SHAPE, "num_key_value_heads": 4}
+    gpt2 = {"vocab_size": 96, "n_positions": 128, "n_embd": 64, "n_layer": 2, "n_head": 4}
+    opt = {
+        **{k: v for k, v in SHAPE.items() if k not in ("num_key_value_heads", "intermediate_size")},
+        "ffn_dim": 128,
+        "word_embed_proj_dim": 64,
+    }
+    return {
+        "llama": t.LlamaConfig(**SHAPE),
+        "llama-tied": t.LlamaConfig(**SHAPE, tie_word_embeddings=True, attention_bias=True),
+        "mistral": t.MistralConfig(**gqa, sliding_window=32),
+        "qwen2": t.Qwen2Config(**SHAPE),
+        "qwen3": t.Qwen3Config(**gqa),
+        "gemma": t.GemmaConfig(**gqa),
+        "gemma2": t.Gemma2Config(**gqa, sliding_window=32),
+        "phi": t.PhiConfig(**mha),
+        "gpt2": t.GPT2Config(**gpt2),
+        "opt": t.OPTConfig(**opt),
+        "gpt_neox": t.GPTNeoXConfig(**{k: v for k, v in mha.items() if k != "num_key_value_heads"}),
+    }
+
+
+def moe_config() -> Any:
+    """A mixture of experts whose experts transformers fuses while loading."""
+    import transformers as t
+
+    return t.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2)
+
+
+def save(folder: Path, config: Any, seed: int = 0, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Path:
+    """A random model of `config`, saved as an ordinary checkpoint; weights spread enough that damage shows."""
+    from transformers import AutoModelForCausalLM
+
+    generator = torch.Generator().manual_seed(seed)
+    model = AutoModelForCausalLM.from_config(config).to(dtype)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() == 2:
+                noise = torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
+                parameter.copy_(noise)
+            elif "bias" in name:
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
+    model.save_pretrained(folder, **kwargs)
+    return folder
+
+
+def save_tokenizer(folder: Path, vocab_size: int = 96) -> None:
+    """A word tokenizer for `words`, with bos, eos and unk."""
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from transformers import PreTrainedTokenizerFast
+
+    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2} | {f"w{i}": i for i in range(3, vocab_size)}
+    tokenizer = Tokenizer(WordLevel(vocab, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(folder)
+
+
+def words(count: int, seed: int = 0, vocab_size: int = 96) -> str:
+    """Text of `count` words that `save_tokenizer`'s tokenizer knows, one document."""
+    ids = torch.randint(3, vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
+    return " ".join(f"w{i}" for i in ids.tolist())
