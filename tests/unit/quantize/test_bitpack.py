@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import pytest
 import torch
 from compressed_tensors.compressors.pack_quantized.helpers import pack_to_int32, unpack_from_int32
@@ -31,13 +33,13 @@ def test_words_are_the_bit_stream(num_bits: int, num_codes: int) -> None:
 @pytest.mark.parametrize("num_bits", BITS)
 @pytest.mark.parametrize("axis", [0, 1])
 @pytest.mark.parametrize("shape", [(64, 96), (9, 33), (32, 9), (1, 1)])
-def test_words_are_those_of_compressed_tensors(num_bits: int, axis: int, shape: tuple[int, int]) -> None:
+def test_words_are_those_of_compressed_tensors(num_bits: int, axis: Literal[0, 1], shape: tuple[int, int]) -> None:
     codes = codes_of(num_bits, *shape)
     signed = (codes.to(torch.int16) - (1 << (num_bits - 1))).to(torch.int8)
-    theirs = pack_to_int32(signed, num_bits, packed_dim=axis)  # type: ignore[arg-type]
+    theirs = pack_to_int32(signed, num_bits, packed_dim=axis)
     assert torch.equal(pack_words(codes, num_bits, axis), theirs)
     assert torch.equal(unpack_words(theirs, num_bits, shape[axis], axis), codes)
-    back = unpack_from_int32(pack_words(codes, num_bits, axis), num_bits, torch.Size(shape), packed_dim=axis)  # type: ignore[arg-type]
+    back = unpack_from_int32(pack_words(codes, num_bits, axis), num_bits, torch.Size(shape), packed_dim=axis)
     assert torch.equal(back, signed)
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import json
+from typing import Any
 
-import bitsandbytes.functional as bnb
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from llmcompress.quantize.nested import dynamic_map
 from llmcompress.quantize.weight import NestedScale, QuantizedWeight
 from llmcompress.scheme import PRESETS, WeightScheme
 
+bnb: Any = importlib.import_module("bitsandbytes.functional")
 STATE = "weight.quant_state.bitsandbytes__nf4"
 
 

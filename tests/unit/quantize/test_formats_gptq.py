@@ -36,7 +36,7 @@ def symmetric(num_bits: int, group_size: int, rows: int = 96, columns: int = 256
 def fields(stream: np.ndarray, num_bits: int) -> np.ndarray:
     """int32 words [n] to integers, read as one little-endian stream of bits."""
     bits = np.unpackbits(stream.astype("<i4").view(np.uint8), bitorder="little")
-    return bits.reshape(-1, num_bits).astype(np.int64) @ (1 << np.arange(num_bits))
+    return np.asarray(bits.reshape(-1, num_bits).astype(np.int64) @ (1 << np.arange(num_bits)))
 
 
 def read_v1(tensors: dict[str, torch.Tensor], num_bits: int) -> np.ndarray:
@@ -93,7 +93,7 @@ def test_scales_that_float16_cannot_hold_are_refused() -> None:
     with pytest.raises(LLMCompressError, match="float16, which cannot hold 1 of"):
         ENTRY.pack(weight, torch.bfloat16)
     weight.scale_OG[3, 1] = 1e6
-    with pytest.raises(LLMCompressError, match="1000000.0"):
+    with pytest.raises(LLMCompressError, match="the first is 1000000"):
         ENTRY.pack(weight, torch.bfloat16)
 
 

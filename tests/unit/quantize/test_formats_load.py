@@ -1,7 +1,8 @@
-"""Whole checkpoints that plain transformers loads: its logits are those of a dense model with our dequantized weights."""
+"""Whole checkpoints that plain transformers loads, with the logits of a dense model that holds the dequantized weights."""
 
 from __future__ import annotations
 
+import importlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -99,7 +100,8 @@ def load_and_compare(folder: Path, model: Any, dtype: torch.dtype, tolerance: fl
     """Load with transformers, nothing missing or unexpected, and compare logits by their largest relative error."""
     from transformers import AutoModelForCausalLM
 
-    loaded, info = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    opened: Any = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, output_loading_info=True)
+    loaded, info = opened
     assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys", "error_msgs")), info
     with torch.no_grad():
         expected, got = model(TOKENS).logits.float(), loaded(TOKENS).logits.float()
@@ -144,16 +146,14 @@ def test_compressed_tensors_loads_a_mix(tmp_path: Path) -> None:
 @pytest.mark.parametrize("tied", [False, True])
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-6), (torch.bfloat16, 1e-2)])
 def test_bitsandbytes_loads(scheme: str, tied: bool, dtype: torch.dtype, tolerance: float, tmp_path: Path) -> None:
-    import bitsandbytes
-    from bitsandbytes.functional import has_avx512bf16
-
+    bnb: Any = importlib.import_module("bitsandbytes")
     model = tiny_llama(dtype, tied)
     skipped = ("lm_head", "model.layers.1.mlp.gate_proj")
     schemes = {path: PRESETS[scheme] for path in linears(model) if path not in skipped}
     write(tmp_path, model, "bitsandbytes", schemes, skipped, dtype)
-    if has_avx512bf16():  # there bitsandbytes computes in bfloat16, its scales included
+    if bnb.functional.has_avx512bf16():  # there bitsandbytes computes in bfloat16, its scales included
         tolerance = 5e-2
     loaded = load_and_compare(tmp_path, model, dtype, tolerance)
     kinds = {path: type(module) for path, module in loaded.named_modules() if isinstance(module, torch.nn.Linear)}
-    assert {path for path, kind in kinds.items() if kind is bitsandbytes.nn.Linear4bit} == set(schemes)
+    assert {path for path, kind in kinds.items() if kind is bnb.nn.Linear4bit} == set(schemes)
     assert loaded.get_submodule("model.layers.0.mlp.up_proj").weight.dtype == torch.uint8
