@@ -10,7 +10,7 @@ the card has to think of it.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 from llmcompress.report import RunReport
@@ -26,19 +26,19 @@ _PATH = re.compile(
 
 def public(report: RunReport) -> RunReport:
     """A copy of the report in which every local path is cut to its last part."""
-    hub_id = report.source.hub_id if report.source else None
-    named = set(_path_values(report.recipe))
-    if report.source and report.source.hub_id is None and not report.source.name.startswith(BUNDLED):
-        named.add(report.source.name)
-    paths = sorted((name for name in named if _is_path(name) and name not in (hub_id or "")), key=len, reverse=True)
+    source = report.source
+    hub_id = source.hub_id if source else None
+    names = [*_strings(report.recipe), *([source.name] if source else [])]
+    paths = sorted({name for name in names if _is_path(name, hub_id) and len(name) > 2}, key=len, reverse=True)
+    known = re.compile("|".join(rf"(?<![\w./\\-]){re.escape(path)}(?![\w-])" for path in paths) or r"(?!)")
 
     def clean(text: str) -> str:
-        for path in paths:
-            text = text.replace(path, last_part(path))
-        return _PATH.sub(lambda match: last_part(match[0]), text)
+        return _PATH.sub(lambda match: last_part(match[0]), known.sub(lambda match: last_part(match[0]), text))
 
-    data = report.model_dump() | {"recipe": _public_recipe(report.recipe, hub_id)}
-    return RunReport.model_validate(_each_string(data, clean))
+    data: dict[str, Any] = _each_string(report.model_dump(exclude={"recipe"}), clean)
+    if source:
+        data["source"]["name"] = last_part(source.name) if _is_path(source.name, hub_id) else source.name
+    return RunReport.model_validate(data | {"recipe": _public_recipe(report.recipe, hub_id)})
 
 
 def last_part(path: str) -> str:
@@ -51,27 +51,33 @@ def last_part(path: str) -> str:
     return parts[-1] if parts else UNNAMED
 
 
-def _is_path(value: str) -> bool:
+def _is_path(value: str, hub_id: str | None) -> bool:
+    if value == hub_id or value.startswith(BUNDLED):
+        return False
     return bool(re.search(r"[/\\]", value)) or value in (".", "..") or value.startswith("~")
 
 
-def _path_values(recipe: dict[str, Any]) -> Iterator[str]:
-    """Strings of a recipe that can be local paths; a revision such as refs/pr/1 cannot."""
+def _strings(recipe: dict[str, Any]) -> list[str]:
+    """Every string of a recipe that may be a path; a revision such as refs/pr/1 is none."""
     found: list[str] = []
-    _each_string({key: value for key, value in recipe.items() if key != "revision"}, lambda v: found.append(v) or v)
-    return (value for value in found if len(value) > 2 and _is_path(value) and not value.startswith(BUNDLED))
+
+    def note(value: str) -> str:
+        found.append(value)
+        return value
+
+    _each_string({key: value for key, value in recipe.items() if key != "revision"}, note)
+    return found
 
 
 def _public_recipe(recipe: dict[str, Any], hub_id: str | None) -> dict[str, Any]:
     """The recipe with every path cut; what looks like `org/name` is kept only where it is known to be the Hub's."""
 
     def clean(value: str) -> str:
-        kept = value == hub_id or value.startswith(BUNDLED)
-        return last_part(value) if _is_path(value) and not kept else value
+        return last_part(value) if _is_path(value, hub_id) else value
 
-    head = {"revision": recipe["revision"]} if "revision" in recipe else {}
     cleaned: dict[str, Any] = _each_string(recipe, clean)
-    return {**cleaned, **head, **({"output": last_part(recipe["output"])} if "output" in recipe else {})}
+    exact = {"revision": recipe["revision"]} if "revision" in recipe else {}
+    return cleaned | exact | ({"output": last_part(str(recipe["output"]))} if "output" in recipe else {})
 
 
 def _each_string(value: Any, change: Callable[[str], str]) -> Any:

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import re
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.checkpoint.hub import fetch
+from llmcompress.checkpoint.scan import Scan, scan
 from llmcompress.checkpoint.tensors import StoredTensor, read_header
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.resources import BUNDLED, bundled_checkpoint
@@ -82,18 +82,27 @@ class Checkpoint:
         return self.stored[name].load()
 
     @cached_property
-    def _identity(self) -> str:
-        sha = hashlib.sha256(json.dumps(self.config, sort_keys=True).encode())
-        for name in sorted(self.stored):
-            tensor = self.stored[name]
-            sha.update(f"{name} {tensor.dtype} {tensor.shape}".encode())
-            for chunk in tensor.chunks():
-                sha.update(chunk)
-        return sha.hexdigest()
+    def _scan(self) -> Scan:
+        return scan(self.config, self.stored)
 
     def identity(self) -> str:
-        """sha256 over the config and every tensor's name, dtype, shape and bytes: the same model, however sharded."""
-        return self._identity
+        """sha256 over the config and every tensor's name, dtype, shape and bytes: the same model, however sharded.
+
+        Reads the whole checkpoint, the first time.
+        """
+        return self._scan.identity
+
+    def require_finite(self) -> None:
+        """Raise LLMCompressError naming every tensor that holds NaN or Inf. Shares its reading with `identity`."""
+        raise_all(
+            [
+                LLMCompressError(
+                    f"{self.stored[name].path}: tensor {name} holds {count} NaN or Inf values",
+                    "the checkpoint is damaged: fetch or train it again",
+                )
+                for name, count in self._scan.not_finite.items()
+            ]
+        )
 
 
 def _locate(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path, str | None, str | None]:

@@ -120,26 +120,11 @@ def _refuse(checkpoint: Checkpoint, lost: list[str]) -> None:
 def fill(
     module: nn.Module, prefix: str, names: dict[str, str], checkpoint: Checkpoint, device: torch.device
 ) -> None:
-    """Give every parameter below `module` (at path `prefix`) its values, in float32 on `device`.
-
-    Raises: LLMCompressError naming a tensor that holds NaN or Inf.
-    """
+    """Give every parameter below `module` (at path `prefix`) its values, in float32 on `device`."""
     for local, _ in list(module.named_parameters()):
         full = f"{prefix}.{local}" if prefix else local
         if full in names:
-            set_parameter(module, local, checked(checkpoint, names[full]).to(device, torch.float32))
-
-
-def checked(checkpoint: Checkpoint, name: str) -> torch.Tensor:
-    """The stored tensor, refused by name when it holds NaN or Inf."""
-    tensor = checkpoint.tensor(name)
-    if not bool(torch.isfinite(tensor).all()):
-        bad = int((~torch.isfinite(tensor)).sum())
-        raise LLMCompressError(
-            f"{checkpoint.stored[name].path}: tensor {name} holds {bad} NaN or Inf of {tensor.numel()} values",
-            "the checkpoint is damaged; fetch it again or train it again",
-        )
-    return tensor
+            set_parameter(module, local, checkpoint.tensor(names[full]).to(device, torch.float32))
 
 
 def empty(module: nn.Module) -> None:

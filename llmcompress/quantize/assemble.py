@@ -17,7 +17,7 @@ from llmcompress.checkpoint.tensors import StoredTensor, torch_dtype
 from llmcompress.checkpoint.tokenizer import side_files
 from llmcompress.checkpoint.writer import write_shards
 from llmcompress.errors import LLMCompressError
-from llmcompress.models.skeleton import FLOATS, checked
+from llmcompress.models.skeleton import FLOATS
 from llmcompress.progress import Progress
 from llmcompress.quantize.format import Format, Layout
 from llmcompress.quantize.roundtrip import mismatches
@@ -71,9 +71,6 @@ def _write(
 ) -> None:  # fmt: skip
     replaced = {target.tensor for target in plan.targets}
     kept = [tensor for name, tensor in source.stored.items() if name not in replaced]
-    for tensor in kept:
-        if tensor.dtype in FLOATS:
-            checked(source, tensor.name)
     packed = workspace.packed(sorted({target.layer for target in plan.targets}), format.name)
     digests = write_shards(folder, [*kept, *packed])
     for path in side_files(source.folder):

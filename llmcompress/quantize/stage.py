@@ -83,12 +83,17 @@ def quantize(
     refusals = [(format, format.refuses_layout(layout)) for format in formats]
     raise_all([LLMCompressError(f"format {format.name}: {reason}") for format, reason in refusals if reason])
     calibration = _calibration(source, settings, seed, model) if method.needs_hessian else None
+    source.require_finite()
     report.source = describe_source(source, model)
     report.calibration = calibration.provenance if calibration else None
     workspace = Workspace.open(out, key)
     job = _Job(source, model, layers, names, plan_, formats, settings, workspace, devices.best(), dtype)
-    report.linears = [*_solve_all(job, calibration, progress), *plan_.skipped]
-    assemble(source, out, workspace, formats, layout, plan_, report, progress)
+    try:
+        report.linears = [*_solve_all(job, calibration, progress), *plan_.skipped]
+        assemble(source, out, workspace, formats, layout, plan_, report, progress)
+    except LLMCompressError:  # trying again would meet the same error; only an interruption is worth resuming
+        workspace.discard()
+        raise
     return report
 
 
@@ -156,7 +161,7 @@ def _captured(job: _Job, calibration: CalibrationSet) -> tuple[list[Calls], list
     outside = [n for n, _ in model.named_parameters() if not n.startswith(inside) and n.rpartition(".")[0] not in heads]
     for name in outside:
         if name in job.names:
-            value = skeleton.checked(job.source, job.names[name]).to(device, torch.float32)
+            value = job.source.tensor(job.names[name]).to(device, torch.float32)
             skeleton.set_parameter(model, name, value)
     for module in model.modules():
         for local, buffer in module._buffers.items():

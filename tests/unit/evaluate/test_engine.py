@@ -97,7 +97,7 @@ def test_a_kernel_that_fails_in_its_first_forward_is_told(nf4: Path, monkeypatch
     def refuse(*_: Any, **__: Any) -> Any:
         raise RuntimeError("shape '[128, 5]' is invalid\nand more")
 
-    monkeypatch.setattr(nn.Linear4bit, "forward", refuse)
+    monkeypatch.setattr(nn.modules.Linear4bit, "forward", refuse)
     loaded = engine.load(nf4)
     assert loaded.engine.startswith("transformers ")
     assert loaded.note == (

@@ -1,0 +1,182 @@
+"""The two plots of a card, as PNG files whose bytes depend on the report alone.
+
+    scores.png   every task: difference with its interval, and the budget; every text: KL with its interval and budget
+    errors.png   every kind of linear: relative error layer by layer, on a log axis
+
+The background is opaque, so that they read the same on a light page and on a dark one. matplotlib is imported here and
+nowhere else, without pyplot: no window, no global state, no settings of the user's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.card.linears import worst_errors
+from llmcompress.report import Evaluation, LinearRow
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+DPI = 150
+WIDTH_IN = 8.0
+PAPER, INK, FAINT, BEYOND = "#faf9f5", "#22262b", "#c9c7bf", "#b3261e"
+VERDICT_STYLE = {"pass": ("#1b7f4d", "o"), "inconclusive": ("#b07800", "D"), "fail": (BEYOND, "X")}
+PALETTE = ("#0b6fb8", "#d1661a", "#2a8c5a", "#a13d87", "#8a6d00", "#c23b3b", "#3f9fb0", "#5b56b5", "#6b6b6b", "#7a4a21")
+MARKERS = "osD^vPX*<>"
+
+
+@dataclass(frozen=True, slots=True)
+class Bar:
+    """One line of a plot: a value with its interval, and the budget as a place on the same axis."""
+
+    label: str
+    value: float
+    interval: tuple[float, float]
+    budget: float | None
+    verdict: str
+
+
+@dataclass(frozen=True, slots=True)
+class Panel:
+    """Bars that share a unit. loss_sign: -1 where a loss lies to the left of zero, +1 where to the right."""
+
+    axis: str
+    loss_sign: int
+    bars: list[Bar]
+
+
+def panels(evaluations: Sequence[Evaluation]) -> list[Panel]:
+    """What scores.png shows: one panel per metric, and one for KL."""
+    found: dict[str, Panel] = {}
+    several = len(evaluations) > 1
+    for evaluation in evaluations:
+        suffix = f"\n{evaluation.suite}" if several else ""
+        for row in evaluation.tasks:
+            sign = -1 if row.higher_is_better else 1
+            axis = f"{row.metric}: compressed - base"
+            bar = Bar(f"{row.task}{suffix}", row.difference, row.interval, sign * row.budget, row.verdict)
+            found.setdefault(axis, Panel(axis, sign, [])).bars.append(bar)
+    axis = "KL from base, nats per token"
+    for evaluation in evaluations:
+        for text in evaluation.texts:
+            bar = Bar(text.name, text.kl, text.kl_interval, text.budget_kl, text.verdict)
+            found.setdefault(axis, Panel(axis, 1, [])).bars.append(bar)
+    return list(found.values())
+
+
+def draw_scores(evaluations: Sequence[Evaluation], path: Path) -> Path | None:
+    """Draw scores.png; None when nothing was evaluated."""
+    shown = panels(evaluations)
+    if not shown:
+        return None
+    heights = [0.62 + 0.42 * len(panel.bars) for panel in shown]
+    with _figure(sum(heights) + 0.75) as figure:
+        axes = figure.subplots(len(shown), 1, squeeze=False, gridspec_kw={"height_ratios": heights})[:, 0]
+        for axis, panel in zip(axes, shown, strict=True):
+            _draw_panel(axis, panel)
+        bars = [bar for panel in shown for bar in panel.bars]
+        verdicts = {bar.verdict for bar in bars}
+        handles = [_verdict_handle(name) for name in VERDICT_STYLE if name in verdicts]
+        handles += [_budget_handle()] * any(bar.budget is not None for bar in bars)
+        figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False)
+        return _save(figure, path)
+
+
+def _draw_panel(axes: Axes, panel: Panel) -> None:
+    for row, bar in enumerate(panel.bars):
+        colour, marker = VERDICT_STYLE[bar.verdict]
+        axes.plot(bar.interval, (row, row), color=colour, linewidth=2.2, solid_capstyle="butt", zorder=3)
+        axes.plot(bar.interval, (row, row), "|", color=colour, markersize=8, markeredgewidth=1.6, zorder=3)
+        axes.plot(bar.value, row, marker, color=colour, markersize=7.5, markeredgecolor=PAPER, zorder=4)
+        if bar.budget is not None:
+            axes.plot((bar.budget, bar.budget), (row - 0.42, row + 0.42), color=BEYOND, linestyle=(0, (3, 2)), zorder=2)
+    ends = [0.0, *(end for bar in panel.bars for end in (*bar.interval, bar.value, bar.budget or 0.0))]
+    margin = 0.08 * (max(ends) - min(ends)) or 0.01
+    axes.set_xlim(min(ends) - margin, max(ends) + margin)
+    axes.axvline(0, color=INK, linewidth=1, zorder=1)
+    axes.set_yticks(range(len(panel.bars)), [_plain(bar.label) for bar in panel.bars])
+    axes.set_ylim(len(panel.bars) - 0.4, -0.6)
+    axes.set_xlabel(_plain(panel.axis))
+    axes.grid(axis="x", color=FAINT, linewidth=0.6, zorder=0)
+
+
+def draw_errors(linears: Sequence[LinearRow], path: Path) -> Path | None:
+    """Draw errors.png; None when no linear inside a decoder layer has an error above zero."""
+    from matplotlib.ticker import MaxNLocator
+
+    kind = "output" if any(row.error_kind == "output" for row in linears) else "weight"
+    lines = worst_errors(linears, kind)
+    if not lines:
+        return None
+    with _figure(4.2) as figure:
+        axes = figure.subplots()
+        for index, (name, errors) in enumerate(lines.items()):
+            layers = sorted(errors)
+            colour, marker = PALETTE[index % len(PALETTE)], MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
+            values = [errors[layer] for layer in layers]
+            axes.plot(layers, values, marker=marker, color=colour, markersize=4.5, label=_plain(name))
+        axes.set_yscale("log")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.set_xlabel("decoder layer")
+        axes.set_ylabel(f"relative error of the {kind}")
+        axes.grid(color=FAINT, linewidth=0.6, which="both", alpha=0.7)
+        figure.legend(loc="outside right upper", frameon=False)
+        return _save(figure, path)
+
+
+@contextmanager
+def _figure(height_in: float) -> Iterator[Figure]:
+    """A figure drawn with matplotlib's own settings and ours on top, whatever the user's are."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    ours: Any = {
+        "axes.edgecolor": INK,
+        "axes.facecolor": PAPER,
+        "axes.labelcolor": INK,
+        "axes.spines.right": False,
+        "axes.spines.top": False,
+        "figure.constrained_layout.h_pad": 0.12,
+        "figure.constrained_layout.w_pad": 0.12,
+        "figure.facecolor": PAPER,
+        "font.size": 10,
+        "text.color": INK,
+        "xtick.color": INK,
+        "ytick.color": INK,
+    }
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(ours)
+        yield Figure(figsize=(WIDTH_IN, height_in), layout="constrained")
+
+
+def _save(figure: Figure, path: Path) -> Path:
+    """Write the PNG, without the name and version of the program in it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(path, format="png", dpi=DPI, metadata={"Software": None})
+    return path
+
+
+def _verdict_handle(verdict: str) -> Any:
+    from matplotlib.lines import Line2D
+
+    colour, marker = VERDICT_STYLE[verdict]
+    return Line2D([], [], color=colour, marker=marker, linewidth=2.2, markersize=7.5, label=verdict)
+
+
+def _budget_handle() -> Any:
+    from matplotlib.lines import Line2D
+
+    return Line2D([], [], color=BEYOND, linestyle=(0, (3, 2)), label="budget")
+
+
+def _plain(label: str) -> str:
+    """Text that matplotlib does not take for mathematics."""
+    return label.replace("$", r"\$")

@@ -1,0 +1,166 @@
+"""What a reader wants first: what this is, how much smaller it is, what that cost.
+
+Cells and sentences are drawn from the report; a part that was not measured is said to be missing and never becomes an
+empty table. How numbers are printed is in numerals.py.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from llmcompress.card.markdown import code, link, section, table, text
+from llmcompress.card.numerals import count, fixed, p_value, percent, places, significant, size
+from llmcompress.report import Evaluation, RunReport, Source, TaskResult, TextResult
+from llmcompress.resources import BUNDLED
+
+VERDICTS = {"pass": "pass", "fail": "**fail**", "inconclusive": "*inconclusive*"}
+
+
+def headline(report: RunReport, name: str) -> str:
+    """The title and one sentence on what the checkpoint is, then the verdicts."""
+    made_by = f"llmcompress {text(report.environment.llmcompress)}"
+    if report.output is None:
+        what = f"A report by {made_by}; it describes no compressed checkpoint."
+    else:
+        methods = sorted({row.method for row in report.linears if row.outcome != "skipped" and row.method})
+        grids = Counter(row.scheme for row in report.linears if row.outcome != "skipped" and row.scheme)
+        how = f" by {' and '.join(map(code, methods))}" if methods else ""
+        onto = f" to {' and '.join(code(grid) for grid, _ in grids.most_common())}" if grids else ""
+        layout = code(report.output.format)
+        what = f"{source_name(report.source)}, quantized{onto}{how}, stored in the {layout} layout. Made by {made_by}."
+    said = [f"suite {code(one.suite)}: {VERDICTS[one.verdict]}" for one in report.evaluations]
+    verdict = f"Measured against the original: {'; '.join(said)}." if said else "**What it lost was not measured.**"
+    return "\n\n".join([f"# {text(name)}", what, *([verdict] if report.output else [])])
+
+
+def source_name(source: Source | None) -> str:
+    """The original in a few words: a link for one on the Hub, never a path."""
+    if source is None:
+        return "A checkpoint that the report does not name"
+    if source.hub_id:
+        at = f" at revision {code(source.revision)}" if source.revision else ""
+        return link(source.hub_id, f"https://huggingface.co/{source.hub_id}") + at
+    if source.name.startswith(BUNDLED):
+        return f"{code(source.name)}, the checkpoint that comes with llmcompress"
+    return f"The local checkpoint {code(source.name)} ({code(source.architecture)})"
+
+
+def how_much_smaller(report: RunReport) -> str:
+    """Bytes and bits per weight, before and after."""
+    title, source, output = "How much smaller", report.source, report.output
+    if source is None or output is None:
+        return section(title, "The report holds no sizes.")
+    before = 8 * source.weights_bytes / source.num_parameters
+    after = output.bits_per_weight_model
+    rows = [
+        [
+            "weights",
+            size(source.weights_bytes),
+            size(output.weights_bytes),
+            percent(output.weights_bytes / source.weights_bytes),
+        ],
+        ["bits per weight", significant(before), significant(after), percent(after / before)],
+    ]
+    share = percent(output.quantized_parameters / output.total_parameters)
+    inside = (
+        f"{count(output.quantized_parameters)} of {count(output.total_parameters)} weights ({share}) are quantized and "
+        f"take {significant(output.bits_per_weight)} bits each, scales and zero points included; the others are stored "
+        f"as they were ({code(source.dtype)} for the most part)."
+    )
+    return section(title, table(["", "original", "this checkpoint", "of the original"], rows, right=(1, 2, 3)), inside)
+
+
+def what_it_lost(report: RunReport, figure: str | None) -> str:
+    """The comparison with the original, suite by suite; `figure` is the path of the plot, if there is one."""
+    title = "What it lost"
+    if not report.evaluations:
+        return section(
+            title, "Nothing was evaluated: neither tasks nor held-out text were run, so how good it is is unknown."
+        )
+    identity = report.source.identity if report.source else None
+    parts = [part for one in report.evaluations for part in _suite(one, identity)]
+    plot = f"![Score differences with their intervals, and the budget]({figure})" if figure else ""
+    return section(title, *parts, plot)
+
+
+def _suite(evaluation: Evaluation, identity: str | None) -> list[str]:
+    base = (
+        "Base is the original"
+        if evaluation.baseline == identity
+        else f"Base is **not** the original but the checkpoint with sha256 {code(evaluation.baseline)}"
+    )
+    parts = [
+        f"Suite {code(evaluation.suite)}: {VERDICTS[evaluation.verdict]}. {base}; both saw the same items, with "
+        f"{text(evaluation.harness)}, seed {evaluation.seed}. This checkpoint was run by {text(evaluation.engine)} on "
+        f"{code(evaluation.device)} in {code(evaluation.dtype)} ({text(evaluation.engine_note)})."
+    ]
+    if evaluation.tasks:
+        header = ["task", "base", "compressed", "difference [95 % interval]", "flips", "McNemar p", "verdict"]
+        parts += [table(header, [_task(row) for row in evaluation.tasks], right=(1, 2, 3, 4, 5)), _TASK_LEGEND]
+    if evaluation.texts:
+        header = ["held-out text", "base", "compressed", "ratio [95 % interval]", "KL [95 % interval]"]
+        rows = [_text(row) for row in evaluation.texts]
+        parts += [table([*header, "same top token", "verdict"], rows, right=(1, 2, 3, 4, 5)), _TEXT_LEGEND]
+    missing = [name for name, rows in (("task", evaluation.tasks), ("held-out text", evaluation.texts)) if not rows]
+    return [*parts, f"The suite ran no {' and no '.join(missing)}."] if missing else parts
+
+
+_TASK_LEGEND = (
+    "Difference is compressed minus base over the same items, with a paired bootstrap interval. Flips: items that "
+    "became right / became wrong; McNemar's exact p asks whether those could be a fair coin. The verdict is pass when "
+    "the whole interval lies within the budget, fail when all of it lies beyond, else inconclusive: more items would "
+    "tell."
+)
+_TEXT_LEGEND = (
+    "Base and compressed are perplexities. KL is that of the compressed model's next-token distribution from the "
+    "base's, in nats per token."
+)
+
+
+def _task(row: TaskResult) -> list[str]:
+    direction = "" if row.higher_is_better else ", lower is better"
+    what = f"{code(row.task)} {text(row.metric)}, {row.num_fewshot}-shot, {count(row.num_items)} items{direction}"
+    scores = places([row.baseline.value, row.compressed.value])
+    base, compressed = (
+        fixed(one.value, scores) + ("" if one.stderr is None else f" ± {fixed(one.stderr, scores)}")
+        for one in (row.baseline, row.compressed)
+    )
+    bounds = (*row.interval, -row.budget, row.budget)
+    digits = places([row.difference, *bounds])
+    low, high = (fixed(end, digits, sign=True) for end in row.interval)
+    difference = f"{fixed(row.difference, digits, sign=True)} [{low}, {high}]"
+    flips = "not 0/1" if row.better is None or row.worse is None else f"{count(row.better)} / {count(row.worse)}"
+    p = "-" if row.mcnemar_p is None else p_value(row.mcnemar_p)
+    return [what, base, compressed, difference, flips, p, f"{VERDICTS[row.verdict]} (budget {_short(row.budget)})"]
+
+
+def _text(row: TextResult) -> list[str]:
+    digits = places([row.baseline_perplexity, row.compressed_perplexity], least=3)
+    base, compressed = (fixed(one, digits) for one in (row.baseline_perplexity, row.compressed_perplexity))
+    ratio = row.compressed_perplexity / row.baseline_perplexity
+    budgets = [
+        f"{name} {_short(value)}"
+        for name, value in (("KL", row.budget_kl), ("ratio", row.budget_perplexity_ratio))
+        if value is not None
+    ]
+    verdict = f"{VERDICTS[row.verdict]} (budget: {', '.join(budgets)})" if budgets else "no budget was set"
+    return [
+        f"{code(row.name)}, {count(row.num_tokens)} tokens in rows of {count(row.seq_len)}",
+        base,
+        compressed,
+        _with_interval(ratio, row.perplexity_ratio_interval, row.budget_perplexity_ratio, 1.0),
+        _with_interval(row.kl, row.kl_interval, row.budget_kl),
+        percent(row.top1_agreement),
+        verdict,
+    ]
+
+
+def _with_interval(value: float, interval: tuple[float, float], *bounds: float | None) -> str:
+    """`value [low, high]` with decimals enough to tell it from the bounds."""
+    digits = places([value, *interval, *(bound for bound in bounds if bound is not None)])
+    low, high = (fixed(end, digits) for end in interval)
+    return f"{fixed(value, digits)} [{low}, {high}]"
+
+
+def _short(budget: float) -> str:
+    return significant(budget, 6)
