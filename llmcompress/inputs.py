@@ -26,12 +26,12 @@ def input_digests(recipe: Recipe) -> dict[str, str]:
     problems: list[LLMCompressError] = []
     for stage in recipe.stages:
         named = {"quantize": _quantize_names, "evaluate": _evaluate_names}.get(stage.name, _no_names)
-        digests[stage.name] = sha256(named(stage.settings, problems))
+        digests[stage.name] = sha256(named(recipe.model, stage.settings, problems))
     raise_all(problems)
     return digests
 
 
-def _quantize_names(settings: Any, problems: list[LLMCompressError]) -> str:
+def _quantize_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
     """The calibration set as declared and the bytes of its text; method and layouts are looked up on the way."""
     from llmcompress.data.spec import CalibrationSpec
     from llmcompress.quantize.format import FORMATS
@@ -42,14 +42,14 @@ def _quantize_names(settings: Any, problems: list[LLMCompressError]) -> str:
     method = _looked_up(partial(METHODS.get, settings.method, "quantize.method"), problems)
     if method is None or not method.needs_hessian:
         return ""
-    spec = _looked_up(partial(CalibrationSpec.find, settings.calibration), problems)
+    spec = _looked_up(partial(CalibrationSpec.choose, settings.calibration, model), problems)
     if spec is None:
         return ""
     text = spec.text_file.read_bytes() if spec.text and spec.text_file.is_file() else b""
     return spec.model_dump_json() + sha256(text)
 
 
-def _evaluate_names(settings: Any, problems: list[LLMCompressError]) -> str:
+def _evaluate_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
     """The bytes of the suite and of its texts."""
     from llmcompress.evaluate.suite import load_suite
 
@@ -60,7 +60,7 @@ def _evaluate_names(settings: Any, problems: list[LLMCompressError]) -> str:
     return " ".join(sha256(path.read_bytes()) for path in files)
 
 
-def _no_names(settings: Any, problems: list[LLMCompressError]) -> str:
+def _no_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
     return ""
 
 

@@ -50,12 +50,12 @@ class Recipe(BaseModel):
     stages: tuple[InstanceOf[Stage], ...]
 
     @classmethod
-    def of(cls, data: Mapping[str, Any]) -> Recipe:
-        """The recipe that `data` describes, in the shape of a recipe file.
+    def of(cls, data: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+        """The recipe that `data` describes, in the shape of a recipe file, with `key=value` overrides applied.
 
         Raises: LLMCompressError, all problems together.
         """
-        return _build(Located(dict(data)), ())
+        return _build(Located(dict(data)), overrides)
 
     def stage(self, name: str) -> Stage | None:
         """The stage called `name`, or None."""

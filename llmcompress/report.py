@@ -87,7 +87,9 @@ class Output(Part):
     files: dict[str, int] = Field(description="file name -> bytes, weights and index only")
     digests: dict[str, str] = Field(description="file name -> sha256")
     weights_bytes: int
-    bits_per_weight: float = Field(description="of the quantized linears: codes, scales and zero points, over their weights")
+    bits_per_weight: float = Field(
+        description="of the quantized linears: codes, scales and zero points, over their weights"
+    )
     bits_per_weight_model: float = Field(description="of the whole checkpoint")
     quantized_parameters: int
     total_parameters: int

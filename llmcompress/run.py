@@ -35,8 +35,8 @@ if TYPE_CHECKING:
 
 def run(
     recipe: Recipe, progress: Progress, *, overwrite: bool = False, fresh: bool = False, record: bool = True
-) -> RunReport:
-    """Run every stage of `recipe`; the report of the output folder, or of the first where there are several.
+) -> dict[Path, RunReport]:
+    """Run every stage of `recipe`; the report of the output folder, or of each where there are several.
 
     overwrite: replace an output that another recipe made. fresh: take evidence again even where the report has it.
     record: write report, samples and recipe into the folder (False for a checkpoint that is not ours).
@@ -49,10 +49,12 @@ def run(
         refuse_foreign(out)
     elif not out.is_dir():
         raise LLMCompressError(f"{out}: no such folder", "without a quantize stage the output must be a checkpoint")
-    job = _Job(recipe, progress, input_digests(recipe), fresh, record)
+    job = _Job(recipe, progress, fresh, record)
+    if stage is not None:
+        refuse_overlap(out, job.source.folder)
+    job.inputs = input_digests(recipe)
     folders = job.quantize(stage, out, overwrite) if stage else [out]
-    reports = [job.evidence(folder) for folder in folders]
-    return reports[0]
+    return {folder: job.evidence(folder) for folder in folders}
 
 
 def stage_key(previous: str, stage: Stage, inputs: str, seed: int) -> str:
@@ -70,10 +72,9 @@ class _Job:
 
     recipe: Recipe
     progress: Progress
-    inputs: dict[str, str]
     fresh: bool
     record: bool
-
+    inputs: dict[str, str] = field(default_factory=dict)
     opened: dict[str, Checkpoint] = field(default_factory=dict)
 
     @property
@@ -104,7 +105,6 @@ class _Job:
 
         settings: Any = stage.settings
         folders = folders_of(out, settings.formats())
-        refuse_overlap(out, self.source.folder)
         self.progress.message(f"reading {self.recipe.model}")
         key = stage_key(self.source.identity(), stage, self.inputs[stage.name], self.recipe.seed)
         if not overwrite:

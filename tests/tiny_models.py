@@ -87,6 +87,15 @@ def save_tokenizer(folder: Path, vocab_size: int = 96) -> None:
     ).save_pretrained(folder)
 
 
+def save_qwen2_tokenizer(folder: Path) -> None:
+    """The same words for a qwen2 checkpoint, whose files transformers reads as Qwen2Tokenizer whatever they declare."""
+    from transformers import Qwen2Tokenizer
+
+    pieces = ["<unk>", "w", *"0123456789", "\u0120", "\u0120w"]
+    vocab = {piece: index for index, piece in enumerate(pieces)}
+    Qwen2Tokenizer(vocab=vocab, merges=[("\u0120", "w")]).save_pretrained(folder)
+
+
 def words(count: int, seed: int = 0, vocab_size: int = 96) -> str:
     """Text of `count` words that `save_tokenizer`'s tokenizer knows, one document."""
     ids = torch.randint(3, vocab_size, (count,), generator=torch.Generator().manual_seed(seed))

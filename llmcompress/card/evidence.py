@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Literal
 
 import yaml
 
@@ -11,7 +12,7 @@ from llmcompress.card.markdown import code, fenced, section, table, text
 from llmcompress.card.numerals import count, significant, size
 from llmcompress.report import LinearRow, RunReport
 
-ERRORS = {"output": "of the output on the calibration text", "weight": "of the weight itself"}
+ERRORS = {"output": "the output on the calibration text", "weight": "the weight itself"}
 
 
 def recipe(report: RunReport) -> str:
@@ -20,12 +21,15 @@ def recipe(report: RunReport) -> str:
         return section("Recipe", "The report holds no recipe.")
     content = yaml.safe_dump(report.recipe, sort_keys=False, allow_unicode=True, width=120)
     how = "Saved as `recipe.yaml`, with the paths of your machine, `llmcompress run recipe.yaml` does the same again."
-    return section("Recipe", fenced("yaml", content), how)
+    original = f"The original has the identity sha256 {code(report.source.identity)}." if report.source else ""
+    return section("Recipe", fenced("yaml", content), how, original)
 
 
 def calibration(report: RunReport) -> str:
     """The text that the codes were chosen on."""
     found = report.calibration
+    if found is None and not report.linears:
+        return section("Calibration text", "The report names none.")
     if found is None:
         return section("Calibration text", "None: the codes were chosen from the weights alone.")
     rows = [
@@ -37,7 +41,7 @@ def calibration(report: RunReport) -> str:
         ["seed", f"{found.seed}"],
         ["sha256 of the token ids", code(found.sha256)],
     ]
-    return section("Calibration text", table(["", ""], rows))
+    return section("Calibration text", table(["what", "value"], rows))
 
 
 def linears(report: RunReport, figure: str | None) -> str:
@@ -46,8 +50,8 @@ def linears(report: RunReport, figure: str | None) -> str:
         return section("Linear by linear", "The report holds no row on any linear.")
     tally = Counter(row.outcome for row in report.linears)
     said = (
-        f"{count(tally['quantized'])} of {count(len(report.linears))} linears were quantized as asked, "
-        f"{count(tally['fell_back'])} fell back to another method, {count(tally['skipped'])} were left as they were."
+        f"Of {count(len(report.linears))} linears, quantized as asked: {count(tally['quantized'])}; fell back to "
+        f"another method: {count(tally['fell_back'])}; left as they were: {count(tally['skipped'])}."
     )
     plot = f"![Relative error of every kind of linear, layer by layer]({figure})" if figure else ""
     parts = (said, _by_kind(report.linears), plot, _exceptions(report.linears), _notes(report))
@@ -68,8 +72,12 @@ def _by_kind(rows: list[LinearRow]) -> str:
         return ""
     header = ["kind", "count", "grid", "method", "smallest relative error", "largest relative error"]
     kinds = sorted({row.error_kind for row in rows if row.error_kind})
-    meaning = f"Relative error: squared, {' or '.join(ERRORS[kind] for kind in kinds)}." if kinds else ""
+    meaning = f"Relative error: the squared error of {_or(kinds)}, over its own squared size." if kinds else ""
     return f"{table(header, cells, right=(1, 4))}\n\n{meaning}".strip()
+
+
+def _or(kinds: list[Literal["output", "weight"]]) -> str:
+    return " or ".join(ERRORS[kind] for kind in kinds)
 
 
 def _extremes(group: list[LinearRow]) -> tuple[str, str]:
@@ -79,7 +87,7 @@ def _extremes(group: list[LinearRow]) -> tuple[str, str]:
         return "not measured", "not measured"
     least, (most, row) = min(error for error, _ in known), max(known, key=lambda pair: pair[0])
     layer = layer_of(row.name)
-    kind = f" ({ERRORS[row.error_kind]})" if row.error_kind == "weight" else ""
+    kind = f" (of {ERRORS[row.error_kind]})" if row.error_kind == "weight" else ""
     where = f" in layer {layer}" if layer is not None else ""
     return significant(least, 3), f"{significant(most, 3)}{where}{kind}"
 
@@ -120,14 +128,14 @@ def environment(report: RunReport) -> str:
     """Versions, machine and what the stages took. The card's own stage is left out: it is being drawn."""
     made = report.environment
     versions = [["llmcompress", made.llmcompress], ["Python", made.python], *map(list, made.libraries.items())]
-    where = f"{made.processor}, {made.platform}, {count(made.num_threads)} threads"
+    where = f"{made.processor}, {made.platform}, number of threads {count(made.num_threads)}"
     machine = f"Made {text(report.created)} on {text(where)}, {text(made.accelerator or 'no accelerator')}."
     stages = [
         [text(row.name), f"{row.seconds:.1f} s", size(row.peak_memory_bytes), "failed" if row.error else "done"]
         for row in report.stages
         if row.name != "card"
     ]
-    header = ["stage", "time", "peak memory of the process so far", ""]
+    header = ["stage", "time", "peak memory of the process so far", "outcome"]
     took = table(header, stages, right=(1, 2)) if stages else "How long it took was not recorded."
     cells = [[text(name), text(version)] for name, version in versions]
     return section("Where it was made", machine, took, table(["software", "version"], cells))

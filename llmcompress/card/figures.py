@@ -1,6 +1,6 @@
 """The two plots of a card, as PNG files whose bytes depend on the report alone.
 
-    scores.png   every task: difference with its interval, and the budget; every text: KL with its interval and budget
+    scores.png   every task: difference with its interval, and the budget; every text: KL and perplexity ratio likewise
     errors.png   every kind of linear: relative error layer by layer, on a log axis
 
 The background is opaque, so that they read the same on a light page and on a dark one. matplotlib is imported here and
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.card.linears import worst_errors
-from llmcompress.report import Evaluation, LinearRow
+from llmcompress.evaluate.compare import verdict
+from llmcompress.report import Evaluation, LinearRow, TextResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,7 +28,14 @@ if TYPE_CHECKING:
 DPI = 150
 WIDTH_IN = 8.0
 PAPER, INK, FAINT, BEYOND = "#faf9f5", "#22262b", "#c9c7bf", "#b3261e"
-VERDICT_STYLE = {"pass": ("#1b7f4d", "o"), "inconclusive": ("#b07800", "D"), "fail": (BEYOND, "X")}
+NO_BUDGET = "no budget"
+VERDICT_STYLE = {
+    "pass": ("#1b7f4d", "o"),
+    "inconclusive": ("#b07800", "D"),
+    "fail": (BEYOND, "X"),
+    NO_BUDGET: (INK, "s"),
+}
+LONGEST_LABEL = 40
 PALETTE = ("#0b6fb8", "#d1661a", "#2a8c5a", "#a13d87", "#8a6d00", "#c23b3b", "#3f9fb0", "#5b56b5", "#6b6b6b", "#7a4a21")
 MARKERS = "osD^vPX*<>"
 
@@ -45,30 +53,43 @@ class Bar:
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """Bars that share a unit. loss_sign: -1 where a loss lies to the left of zero, +1 where to the right."""
+    """Bars that share a unit. unchanged: the value of a model that lost nothing."""
 
     axis: str
-    loss_sign: int
+    unchanged: float
     bars: list[Bar]
 
 
 def panels(evaluations: Sequence[Evaluation]) -> list[Panel]:
-    """What scores.png shows: one panel per metric, and one for KL."""
+    """What scores.png shows: one panel per metric, one for KL, one for perplexity."""
     found: dict[str, Panel] = {}
     several = len(evaluations) > 1
     for evaluation in evaluations:
         suffix = f"\n{evaluation.suite}" if several else ""
         for row in evaluation.tasks:
-            sign = -1 if row.higher_is_better else 1
-            axis = f"{row.metric}: compressed - base"
+            sign, side = (-1, "left") if row.higher_is_better else (1, "right")
+            axis = f"{row.metric}, compressed - base (a loss lies to the {side})"
             bar = Bar(f"{row.task}{suffix}", row.difference, row.interval, sign * row.budget, row.verdict)
-            found.setdefault(axis, Panel(axis, sign, [])).bars.append(bar)
-    axis = "KL from base, nats per token"
-    for evaluation in evaluations:
-        for text in evaluation.texts:
-            bar = Bar(text.name, text.kl, text.kl_interval, text.budget_kl, text.verdict)
-            found.setdefault(axis, Panel(axis, 1, [])).bars.append(bar)
+            found.setdefault(axis, Panel(axis, 0.0, [])).bars.append(bar)
+    texts = [text for evaluation in evaluations for text in evaluation.texts]
+    if texts:
+        found["KL"] = Panel("KL from base, nats per token", 0.0, [_kl(text) for text in texts])
+        found["ratio"] = Panel("perplexity, compressed / base", 1.0, [_ratio(text) for text in texts])
     return list(found.values())
+
+
+def _kl(text: TextResult) -> Bar:
+    return _text_bar(text.name, text.kl, text.kl_interval, text.budget_kl)
+
+
+def _ratio(text: TextResult) -> Bar:
+    ratio = text.compressed_perplexity / text.baseline_perplexity
+    return _text_bar(text.name, ratio, text.perplexity_ratio_interval, text.budget_perplexity_ratio)
+
+
+def _text_bar(name: str, value: float, interval: tuple[float, float], budget: float | None) -> Bar:
+    """A text has one verdict over both its budgets; each bar shows its own."""
+    return Bar(name, value, interval, budget, NO_BUDGET if budget is None else verdict(interval, budget))
 
 
 def draw_scores(evaluations: Sequence[Evaluation], path: Path) -> Path | None:
@@ -94,22 +115,23 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
         colour, marker = VERDICT_STYLE[bar.verdict]
         axes.plot(bar.interval, (row, row), color=colour, linewidth=2.2, solid_capstyle="butt", zorder=3)
         axes.plot(bar.interval, (row, row), "|", color=colour, markersize=8, markeredgewidth=1.6, zorder=3)
-        axes.plot(bar.value, row, marker, color=colour, markersize=7.5, markeredgecolor=PAPER, zorder=4)
+        axes.plot(bar.value, row, marker, color=colour, markersize=8.5, markeredgecolor=PAPER, zorder=4)
         if bar.budget is not None:
             axes.plot((bar.budget, bar.budget), (row - 0.42, row + 0.42), color=BEYOND, linestyle=(0, (3, 2)), zorder=2)
-    ends = [0.0, *(end for bar in panel.bars for end in (*bar.interval, bar.value, bar.budget or 0.0))]
+    budgets = [bar.budget for bar in panel.bars if bar.budget is not None]
+    ends = [panel.unchanged, *budgets, *(end for bar in panel.bars for end in (*bar.interval, bar.value))]
     margin = 0.08 * (max(ends) - min(ends)) or 0.01
     axes.set_xlim(min(ends) - margin, max(ends) + margin)
-    axes.axvline(0, color=INK, linewidth=1, zorder=1)
+    axes.axvline(panel.unchanged, color=INK, linewidth=1, zorder=1)
     axes.set_yticks(range(len(panel.bars)), [_plain(bar.label) for bar in panel.bars])
     axes.set_ylim(len(panel.bars) - 0.4, -0.6)
-    axes.set_xlabel(_plain(panel.axis))
+    axes.set_xlabel(panel.axis.replace("$", r"\$"))
     axes.grid(axis="x", color=FAINT, linewidth=0.6, zorder=0)
 
 
 def draw_errors(linears: Sequence[LinearRow], path: Path) -> Path | None:
     """Draw errors.png; None when no linear inside a decoder layer has an error above zero."""
-    from matplotlib.ticker import MaxNLocator
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
     kind = "output" if any(row.error_kind == "output" for row in linears) else "weight"
     lines = worst_errors(linears, kind)
@@ -123,6 +145,9 @@ def draw_errors(linears: Sequence[LinearRow], path: Path) -> Path | None:
             values = [errors[layer] for layer in layers]
             axes.plot(layers, values, marker=marker, color=colour, markersize=4.5, label=_plain(name))
         axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("decoder layer")
         axes.set_ylabel(f"relative error of the {kind}")
@@ -178,5 +203,6 @@ def _budget_handle() -> Any:
 
 
 def _plain(label: str) -> str:
-    """Text that matplotlib does not take for mathematics."""
-    return label.replace("$", r"\$")
+    """Text that matplotlib does not take for mathematics, its middle left out where it is long."""
+    lines = [one if len(one) <= LONGEST_LABEL else f"{one[:18]}…{one[-18:]}" for one in label.splitlines()]
+    return "\n".join(lines).replace("$", r"\$")

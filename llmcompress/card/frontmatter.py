@@ -76,7 +76,7 @@ def _is_language(value: object) -> bool:
 
 def _leaves(value: Any, path: str) -> Iterator[tuple[str, Any]]:
     """Everything without parts, and every collection that is empty, each with the way to it."""
-    parts = value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ()
+    parts = list(value.items() if isinstance(value, Mapping) else enumerate(value) if isinstance(value, list) else ())
     if not parts:
         yield path, value
     for key, one in parts:
@@ -104,7 +104,8 @@ def _tags(report: RunReport) -> list[str]:
     for row in report.linears:
         if row.outcome != "skipped" and row.grid:
             bits = row.grid["num_bits"]
-            tags += [f"{bits}-bit", str(row.grid["codebook"] or f"int{bits}"), *([row.method] if row.method else [])]
+            tags += [f"{bits}-bit", str(row.grid["codebook"] or f"int{bits}")]
+            tags += [row.method] if row.method and row.outcome == "quantized" else []
     return list(dict.fromkeys(tags))
 
 

@@ -23,7 +23,7 @@ def _failures(report: RunReport) -> Iterator[str]:
             yield f"**Check {code(check.name)} failed**: {text(check.detail)}."
     fell_back = sum(row.outcome == "fell_back" for row in report.linears)
     if fell_back:
-        yield f"{fell_back} linears were not solved by the method asked for; the table above names them."
+        yield f"Not solved by the method asked for: {fell_back} of {len(report.linears)} linears, named above."
 
 
 def _quality(report: RunReport) -> Iterator[str]:
@@ -46,14 +46,14 @@ def _verdicts(evaluation: Evaluation) -> Iterator[str]:
     if failed:
         yield f"**It lost more than the budget of suite {code(evaluation.suite)} allows** on {', '.join(failed)}."
     if unsure:
-        yield f"Suite {code(evaluation.suite)} has too few items to decide on {', '.join(unsure)}."
+        names = ", ".join(unsure)
+        yield f"Suite {code(evaluation.suite)} does not decide on {names}: an interval reaches across the budget."
 
 
 def _provenance(report: RunReport) -> Iterator[str]:
     if any(row.error_kind == "output" for row in report.linears):
         yield "Relative errors of linears are taken on the calibration text itself, not on text held out from it."
     if report.source and report.source.hub_id is None:
-        identity = code(report.source.identity)
-        yield f"The original is not linked, since it was a local checkpoint; its identity is sha256 {identity}."
+        yield "The original is not linked, since it was a local checkpoint and not one of the Hub."
     if report.source and report.source.licence is None:
         yield "The original states no licence; find out before you share this."

@@ -6,11 +6,9 @@ empty table. How numbers are printed is in numerals.py.
 
 from __future__ import annotations
 
-from collections import Counter
-
 from llmcompress.card.markdown import code, link, section, table, text
 from llmcompress.card.numerals import count, fixed, p_value, percent, places, significant, size
-from llmcompress.report import Evaluation, RunReport, Source, TaskResult, TextResult
+from llmcompress.report import Evaluation, LinearRow, RunReport, Source, TaskResult, TextResult
 from llmcompress.resources import BUNDLED
 
 VERDICTS = {"pass": "pass", "fail": "**fail**", "inconclusive": "*inconclusive*"}
@@ -22,15 +20,33 @@ def headline(report: RunReport, name: str) -> str:
     if report.output is None:
         what = f"A report by {made_by}; it describes no compressed checkpoint."
     else:
-        methods = sorted({row.method for row in report.linears if row.outcome != "skipped" and row.method})
-        grids = Counter(row.scheme for row in report.linears if row.outcome != "skipped" and row.scheme)
+        quantized = [row for row in report.linears if row.outcome == "quantized"]
+        methods = sorted({row.method for row in quantized if row.method})
+        grids = list(dict.fromkeys(grid_name(row) for row in report.linears if row.outcome != "skipped"))
         how = f" by {' and '.join(map(code, methods))}" if methods else ""
-        onto = f" to {' and '.join(code(grid) for grid, _ in grids.most_common())}" if grids else ""
+        onto = f" to {' and '.join(grids)}" if grids else ""
         layout = code(report.output.format)
         what = f"{source_name(report.source)}, quantized{onto}{how}, stored in the {layout} layout. Made by {made_by}."
-    said = [f"suite {code(one.suite)}: {VERDICTS[one.verdict]}" for one in report.evaluations]
-    verdict = f"Measured against the original: {'; '.join(said)}." if said else "**What it lost was not measured.**"
+    said = [f"suite {code(one.suite)}: {suite_verdict(one)}" for one in report.evaluations]
+    verdict = f"Measured loss against its budget: {'; '.join(said)}." if said else "**What it lost was not measured.**"
     return "\n\n".join([f"# {text(name)}", what, *([verdict] if report.output else [])])
+
+
+def suite_verdict(evaluation: Evaluation) -> str:
+    """The verdict of a suite, which is none where nothing in it has a budget."""
+    budgets = [one for text in evaluation.texts for one in (text.budget_kl, text.budget_perplexity_ratio)]
+    decided = evaluation.tasks or any(one is not None for one in budgets)
+    return VERDICTS[evaluation.verdict] if decided else "no budget was set"
+
+
+def grid_name(row: LinearRow) -> str:
+    """The grid of a linear in words, with its short name."""
+    label, grid = code(row.scheme or "unknown grid"), row.grid
+    if not grid:
+        return label
+    kind = "NormalFloat" if grid["codebook"] == "nf4" else "integers"
+    group = "one scale per row" if grid["group_size"] == -1 else f"one scale per {grid['group_size']} weights"
+    return f"{grid['num_bits']}-bit {kind}, {group} ({label}),"
 
 
 def source_name(source: Source | None) -> str:
@@ -67,7 +83,9 @@ def how_much_smaller(report: RunReport) -> str:
         f"take {significant(output.bits_per_weight)} bits each, scales and zero points included; the others are stored "
         f"as they were ({code(source.dtype)} for the most part)."
     )
-    return section(title, table(["", "original", "this checkpoint", "of the original"], rows, right=(1, 2, 3)), inside)
+    return section(
+        title, table(["size", "original", "this checkpoint", "of the original"], rows, right=(1, 2, 3)), inside
+    )
 
 
 def what_it_lost(report: RunReport, figure: str | None) -> str:
@@ -90,7 +108,7 @@ def _suite(evaluation: Evaluation, identity: str | None) -> list[str]:
         else f"Base is **not** the original but the checkpoint with sha256 {code(evaluation.baseline)}"
     )
     parts = [
-        f"Suite {code(evaluation.suite)}: {VERDICTS[evaluation.verdict]}. {base}; both saw the same items, with "
+        f"Suite {code(evaluation.suite)}: {suite_verdict(evaluation)}. {base}; both saw the same items, with "
         f"{text(evaluation.harness)}, seed {evaluation.seed}. This checkpoint was run by {text(evaluation.engine)} on "
         f"{code(evaluation.device)} in {code(evaluation.dtype)} ({text(evaluation.engine_note)})."
     ]
@@ -98,7 +116,13 @@ def _suite(evaluation: Evaluation, identity: str | None) -> list[str]:
         header = ["task", "base", "compressed", "difference [95 % interval]", "flips", "McNemar p", "verdict"]
         parts += [table(header, [_task(row) for row in evaluation.tasks], right=(1, 2, 3, 4, 5)), _TASK_LEGEND]
     if evaluation.texts:
-        header = ["held-out text", "base", "compressed", "ratio [95 % interval]", "KL [95 % interval]"]
+        header = [
+            "held-out text",
+            "base perplexity",
+            "compressed perplexity",
+            "ratio [95 % interval]",
+            "KL [95 % interval]",
+        ]
         rows = [_text(row) for row in evaluation.texts]
         parts += [table([*header, "same top token", "verdict"], rows, right=(1, 2, 3, 4, 5)), _TEXT_LEGEND]
     missing = [name for name, rows in (("task", evaluation.tasks), ("held-out text", evaluation.texts)) if not rows]
@@ -111,10 +135,7 @@ _TASK_LEGEND = (
     "the whole interval lies within the budget, fail when all of it lies beyond, else inconclusive: more items would "
     "tell."
 )
-_TEXT_LEGEND = (
-    "Base and compressed are perplexities. KL is that of the compressed model's next-token distribution from the "
-    "base's, in nats per token."
-)
+_TEXT_LEGEND = "KL is that of the compressed model's next-token distribution from the base's, in nats per token."
 
 
 def _task(row: TaskResult) -> list[str]:

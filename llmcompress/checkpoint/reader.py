@@ -1,8 +1,8 @@
 """A checkpoint on disk as an immutable handle: its config, its tensors on demand, and who it is.
 
-    Checkpoint.open("folder" | "org/name" | "bundled/tiny")
-        config.json  ──>  .config
-        model.safetensors | index + shards | (asked for) pickle  ──>  .stored[name], .tensor(name)
+Checkpoint.open("folder" | "org/name" | "bundled/tiny")
+    config.json  ──>  .config
+    model.safetensors | index + shards | (asked for) pickle  ──>  .stored[name], .tensor(name)
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def load_tokenizer(checkpoint: Checkpoint) -> Any:
 
 
 def side_files(folder: Path) -> list[Path]:
-    """The files of a checkpoint folder that are copied as they are: tokenizer, chat template, generation config, code."""
+    """The files of a checkpoint that are copied as they are: tokenizer, chat template, generation config, code."""
     return sorted(
         path
         for path in folder.iterdir()

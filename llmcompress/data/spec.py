@@ -108,6 +108,21 @@ class CalibrationSpec(BaseModel):
         return f"{shown}{f' ({of.name})' if of.name else ''}, split {of.split}{revision}"
 
     @classmethod
+    def choose(cls, name_or_path: str | None, model: str) -> CalibrationSpec:
+        """The set asked for; when none was, that of the same name as a bundled model, which speaks its language.
+
+        Raises: LLMCompressError when none was asked for and the model is not a bundled one, and as `find`.
+        """
+        if name_or_path is not None:
+            return cls.find(name_or_path)
+        if model.startswith(resources.BUNDLED):
+            return cls.find(model.removeprefix(resources.BUNDLED))
+        raise LLMCompressError(
+            "calibration: must be given; what a model is calibrated on decides what it keeps",
+            "pass --calibration FILE.txt with text such as it will see, or wikitext2 (fetched from the Hub)",
+        )
+
+    @classmethod
     def find(cls, name_or_path: str) -> CalibrationSpec:
         """The set of a bundled name, of a YAML file, or of a .txt or .jsonl file with default settings.
 

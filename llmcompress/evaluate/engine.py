@@ -14,9 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
@@ -27,6 +24,7 @@ from safetensors import SafetensorError
 
 from llmcompress.device import best
 from llmcompress.errors import LLMCompressError
+from llmcompress.evaluate.quiet import quiet
 
 if TYPE_CHECKING:
     import torch
@@ -39,6 +37,11 @@ PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
     "gptq": (("optimum", "optimum"), ("gptqmodel", "GPTQModel")),
 }
 """quant_method -> the packages (import name, distribution) that transformers needs for it."""
+NATIVE_NOTES = {
+    "compressed-tensors": "read by the engine's own code, which unpacks to dense weights where it has no kernel",
+    "bitsandbytes": "the engine's own kernels on the packed weights",
+    "gptq": "the engine's own kernels on the packed weights",
+}
 PROBE_TOKENS = 8
 LOADING_ERRORS = (
     ImportError,
@@ -123,7 +126,7 @@ def load(folder: Path, choice: Choice = "auto", trust_remote_code: bool = False)
     if reason is None:
         found = _native(folder, method, trust_remote_code)
         if not isinstance(found, str):
-            return _loaded(found, tokenizer, _engine_name(method), f"the kernels of {method}, as a user would run them")
+            return _loaded(found, tokenizer, _engine_name(method), NATIVE_NOTES[method])
         reason = found
     if choice == "native":
         raise LLMCompressError(f"{folder}: cannot be run by {method}'s own kernels: {reason}", "use --engine auto")
@@ -145,7 +148,7 @@ def _native(folder: Path, method: str, trust_remote_code: bool) -> Any:
     try:
         model = _from_pretrained(folder, trust_remote_code)
         token_ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.get_input_embeddings().num_embeddings
-        with torch.inference_mode():
+        with torch.inference_mode(), quiet("transformers"):
             logits = model(input_ids=token_ids, use_cache=False).logits
     except LOADING_ERRORS as error:
         return f"{method} refused it ({type(error).__name__}: {_first_line(error)})"
@@ -153,11 +156,11 @@ def _native(folder: Path, method: str, trust_remote_code: bool) -> Any:
 
 
 def _from_pretrained(folder: Path, trust_remote_code: bool) -> Any:
-    """Raises ValueError where transformers would go on with weights of its own making, beside what it raises itself."""
+    """Raises one of LOADING_ERRORS, ValueError where transformers would go on with weights of its own making."""
     from transformers import AutoModelForCausalLM
 
     loading: Any = AutoModelForCausalLM
-    with _quiet():
+    with quiet("transformers"):
         model, info = loading.from_pretrained(
             folder,
             dtype=compute_dtype(folder),
@@ -195,7 +198,7 @@ def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        with _quiet():
+        with quiet("transformers"):
             return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise LLMCompressError(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
@@ -213,20 +216,3 @@ def _engine_name(method: str) -> str:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep transformers' loading bars and advice off the terminal; what matters comes back as an error or a note."""
-    from transformers.utils import logging as transformers_logging
-
-    level = transformers_logging.get_verbosity()
-    had_bars = transformers_logging.is_progress_bar_enabled()
-    transformers_logging.set_verbosity(logging.ERROR)
-    transformers_logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        transformers_logging.set_verbosity(level)
-        if had_bars:
-            transformers_logging.enable_progress_bar()

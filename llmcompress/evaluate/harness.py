@@ -17,9 +17,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -28,6 +26,7 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from llmcompress.errors import LLMCompressError, raise_all, unknown
+from llmcompress.evaluate.quiet import quiet
 from llmcompress.evaluate.suite import TaskEntry
 
 FILE_READERS = ("json", "csv", "parquet", "arrow", "text", "pandas")
@@ -93,7 +92,7 @@ def find_tasks(entries: Sequence[TaskEntry], folders: Sequence[Path], where: str
     wanted = list(dict.fromkeys((entry.task, entry.num_fewshot) for entry in entries))
     if not wanted:
         return {}
-    with _quiet():
+    with quiet("lm_eval", "datasets"):
         catalogue = _catalogue([name for name, _ in wanted], folders)
         problems = _name_problems(catalogue, list(dict.fromkeys(name for name, _ in wanted)), where)
         raise_all(problems)
@@ -115,7 +114,7 @@ def run_task(task: ReadyTask, model: Any, tokenizer: Any, limit: int | None, bat
 
     Raises: LLMCompressError when the harness cannot run the task on this model.
     """
-    with _quiet():
+    with quiet("lm_eval", "datasets"):
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
@@ -264,34 +263,3 @@ def _load_hint(declared: Mapping[str, Any]) -> str | None:
 
 def _first_line(error: Exception) -> str:
     return (str(error).strip() or type(error).__name__).splitlines()[0]
-
-
-def _silent(bar: Any) -> Any:
-    """The class or function `bar`, always called with disable=True, whatever the caller says."""
-    return lambda *args, **kwargs: bar(*args, **{**kwargs, "disable": True})
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Keep lm-eval's log lines and the bars of its libraries off the terminal, which has bars of our own."""
-    import datasets
-    import lm_eval.api.model
-    import lm_eval.api.task
-    import lm_eval.models.huggingface
-
-    logger = logging.getLogger("lm_eval")
-    level, had_bars = logger.level, datasets.is_progress_bar_enabled()
-    modules: tuple[Any, ...] = (lm_eval.api.model, lm_eval.api.task, lm_eval.models.huggingface)
-    bars = [module.tqdm for module in modules]
-    logger.setLevel(logging.CRITICAL)
-    datasets.disable_progress_bars()
-    for module, bar in zip(modules, bars, strict=True):
-        module.tqdm = _silent(bar)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        for module, bar in zip(modules, bars, strict=True):
-            module.tqdm = bar
-        if had_bars:
-            datasets.enable_progress_bars()

@@ -7,6 +7,8 @@ and each must have its tensor in the checkpoint.
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 import torch
 from torch import nn
 
@@ -52,15 +54,14 @@ def build(checkpoint: Checkpoint, quantized: bool = False) -> nn.Module:
 def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     """Parameter name in the model -> tensor name in the checkpoint, for every parameter that is stored.
 
-    A checkpoint may leave out (or add) the model's base prefix, as GPT-2's does; a tied parameter has no tensor of
-    its own. Raises: LLMCompressError for a parameter without a tensor, for a shape that differs, and for a
-    checkpoint that transformers would convert while loading (fused experts), by name.
+    A tied parameter has no tensor of its own. Raises: LLMCompressError for a parameter without a tensor, for a shape
+    that differs, and for a checkpoint that transformers would convert while loading (fused experts), by name.
     """
     names: dict[str, str] = {}
     lost: list[str] = []
-    tied = tied_parameters(model)
+    tied, sources = tied_parameters(model), stored_names(model, checkpoint.stored)
     for name, parameter in model.named_parameters():
-        found = next((spelling for spelling in spellings(model, name) if spelling in checkpoint.stored), None)
+        found = sources.get(name)
         if found is None:
             lost.append(name)
             continue
@@ -83,12 +84,21 @@ def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     return names
 
 
-def spellings(model: nn.Module, name: str) -> list[str]:
-    """How a checkpoint may call the parameter `name`: as the model does, or without (or with) its base prefix."""
-    prefix = f"{getattr(model, 'base_model_prefix', '')}."
-    if prefix == ".":
-        return [name]
-    return [name, name.removeprefix(prefix), prefix + name]
+def stored_names(model: nn.Module, stored: Collection[str]) -> dict[str, str]:
+    """Parameter name in the model -> the name in `stored` that transformers would load into it.
+
+    Some checkpoints keep older names (GPT-NeoX's embed_out), leave out the model's base prefix or add it. The rules are
+    transformers' own; those that compute a tensor out of several (fused experts) are left out, so such a parameter has
+    no name here.
+    """
+    from transformers.conversion_mapping import get_model_conversion_mapping
+    from transformers.core_model_loading import WeightRenaming, rename_source_key
+
+    rules = get_model_conversion_mapping(model)  # type: ignore[arg-type]
+    renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
+    expected, prefix = model.state_dict(), getattr(model, "base_model_prefix", None) or None
+    found = {rename_source_key(name, renamings, [], prefix, expected)[0]: name for name in stored}
+    return found | {name: name for name in stored if name in expected}
 
 
 def tied_parameters(model: nn.Module) -> set[str]:
@@ -117,9 +127,7 @@ def _refuse(checkpoint: Checkpoint, lost: list[str]) -> None:
     )
 
 
-def fill(
-    module: nn.Module, prefix: str, names: dict[str, str], checkpoint: Checkpoint, device: torch.device
-) -> None:
+def fill(module: nn.Module, prefix: str, names: dict[str, str], checkpoint: Checkpoint, device: torch.device) -> None:
     """Give every parameter below `module` (at path `prefix`) its values, in float32 on `device`."""
     for local, _ in list(module.named_parameters()):
         full = f"{prefix}.{local}" if prefix else local

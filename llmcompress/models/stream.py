@@ -65,9 +65,7 @@ class _NotHandedOn(Exception):
     """A layer did not receive the very tensor that the one before it returned."""
 
 
-def capture(
-    model: nn.Module, layers: nn.ModuleList, tokens_BS: torch.Tensor, mask_BS: torch.Tensor
-) -> Calls:
+def capture(model: nn.Module, layers: nn.ModuleList, tokens_BS: torch.Tensor, mask_BS: torch.Tensor) -> Calls:
     """Run the model up to its first layer and note the arguments of every layer's call.
 
     Only what precedes the layers needs its weights. Raises: LLMCompressError when layers pass each other more than

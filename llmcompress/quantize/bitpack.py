@@ -7,7 +7,9 @@ and the stream is cut into words of 32. Where b divides 32 a word holds whole co
     | c0 | c1 | ... | c9 | c10 (low 2 bits) || c10 (high 1) | c11 ... c21 (low 1) || c21 (high 2) | ... | c31 |
 
 so that 32 codes of b bits always take exactly b words. This is both the GPTQ layout and the `pack-quantized` layout of
-compressed-tensors; they differ only in the axis. A row whose length is no multiple of 32 ends in zero bits.
+compressed-tensors; they differ only in the axis. A row whose length is no multiple of 32 ends in zero bits. Read as
+bytes, lowest first, the same stream is 8 codes in b bytes, which is how it is built here: a word's lowest byte comes
+first in memory on little-endian machines, the only ones supported.
 
 bitsandbytes packs two codes a byte the other way round: the earlier code in the high half.
 """
@@ -17,6 +19,7 @@ from __future__ import annotations
 import torch
 
 WORD_BITS = 32
+BYTE_BITS = 8
 
 
 def num_words(num_codes: int, num_bits: int) -> int:
@@ -37,16 +40,16 @@ def pack_words(codes: torch.Tensor, num_bits: int, axis: int = -1) -> torch.Tens
     _check_range(codes, num_bits)
     rows = codes.movedim(axis, -1)
     num_codes = rows.shape[-1]
-    rows = torch.nn.functional.pad(rows, (0, -num_codes % WORD_BITS))
-    lanes = rows.reshape(*rows.shape[:-1], -1, WORD_BITS).movedim(-1, 0).to(torch.int32)
-    words = torch.zeros(num_bits, *lanes.shape[1:], dtype=torch.int32, device=codes.device)
-    for lane in range(WORD_BITS):
-        word, offset = divmod(lane * num_bits, WORD_BITS)
-        words[word] |= lanes[lane] << offset
-        if offset + num_bits > WORD_BITS:
-            words[word + 1] |= lanes[lane] >> (WORD_BITS - offset)
-    stream = words.movedim(0, -1).reshape(*rows.shape[:-1], -1)[..., : num_words(num_codes, num_bits)]
-    return stream.movedim(-1, axis).clone(memory_format=torch.contiguous_format)
+    rows = torch.nn.functional.pad(rows, (0, -num_codes % WORD_BITS)).contiguous()
+    lanes = rows.reshape(*rows.shape[:-1], -1, BYTE_BITS)
+    stream = torch.zeros(*lanes.shape[:-1], num_bits, dtype=torch.uint8, device=codes.device)
+    for lane in range(BYTE_BITS):
+        byte, offset = divmod(lane * num_bits, BYTE_BITS)
+        stream[..., byte] |= lanes[..., lane] << offset
+        if offset + num_bits > BYTE_BITS:
+            stream[..., byte + 1] |= lanes[..., lane] >> (BYTE_BITS - offset)
+    words = stream.reshape(*rows.shape[:-1], -1).view(torch.int32)[..., : num_words(num_codes, num_bits)]
+    return words.movedim(-1, axis).clone(memory_format=torch.contiguous_format)
 
 
 def unpack_words(words: torch.Tensor, num_bits: int, num_codes: int, axis: int = -1) -> torch.Tensor:
@@ -57,17 +60,15 @@ def unpack_words(words: torch.Tensor, num_bits: int, num_codes: int, axis: int =
     """
     assert words.dtype == torch.int32, f"words are int32, got {words.dtype}"
     rows = words.movedim(axis, -1)
-    rows = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % num_bits))
-    groups = rows.reshape(*rows.shape[:-1], -1, num_bits).movedim(-1, 0).contiguous()
-    lanes = torch.empty(WORD_BITS, *groups.shape[1:], dtype=torch.uint8, device=words.device)
-    for lane in range(WORD_BITS):
-        word, offset = divmod(lane * num_bits, WORD_BITS)
-        here = min(num_bits, WORD_BITS - offset)
-        code = (groups[word] >> offset) & ((1 << here) - 1)
-        if here < num_bits:
-            code = code | (groups[word + 1] & ((1 << (num_bits - here)) - 1)) << here
-        lanes[lane] = code
-    codes = lanes.movedim(0, -1).reshape(*rows.shape[:-1], -1)[..., :num_codes]
+    rows = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % num_bits)).clone(memory_format=torch.contiguous_format)
+    stream = rows.view(torch.uint8).reshape(*rows.shape[:-1], -1, num_bits)
+    lanes = torch.empty(*stream.shape[:-1], BYTE_BITS, dtype=torch.uint8, device=words.device)
+    for lane in range(BYTE_BITS):
+        byte, offset = divmod(lane * num_bits, BYTE_BITS)
+        lanes[..., lane] = stream[..., byte] >> offset
+        if offset + num_bits > BYTE_BITS:
+            lanes[..., lane] |= stream[..., byte + 1] << (BYTE_BITS - offset)
+    codes = (lanes & ((1 << num_bits) - 1)).reshape(*rows.shape[:-1], -1)[..., :num_codes]
     return codes.movedim(-1, axis).contiguous()
 
 

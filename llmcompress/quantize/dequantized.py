@@ -30,13 +30,14 @@ def load_dequantized(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     format = FORMATS.get(report.output.format)
     model = skeleton.build(checkpoint, quantized=True)
     rows = {row.name: row for row in report.linears if row.outcome != "skipped"}
+    sources = skeleton.stored_names(model, checkpoint.stored)
     for name, parameter in list(model.named_parameters()):
         path, _, leaf = name.rpartition(".")
         if path in rows and leaf == "weight":
             dense_OI = unpack_row(checkpoint, rows[path], format).dequantize(dtype)
             put_weight_OI(model.get_submodule(path), dense_OI)
             continue
-        stored = next((s for s in skeleton.spellings(model, name) if s in checkpoint.stored), None)
+        stored = sources.get(name)
         if stored is not None:
             skeleton.set_parameter(model, name, checkpoint.tensor(stored).to(dtype))
         elif name not in skeleton.tied_parameters(model):

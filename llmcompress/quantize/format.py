@@ -36,10 +36,15 @@ class Layout:
 
 
 class Format(Protocol):
-    """One on-disk layout."""
+    """One on-disk layout.
+
+    readers: engines that load it, each with what that rests on: "tested" (our tests load it there) or "by its source"
+    (its loader accepts the layout as written).
+    """
 
     name: str
     summary: str
+    readers: Mapping[str, str]
 
     def refuses(self, scheme: WeightScheme, out_features: int, in_features: int) -> str | None:
         """Why this layout cannot hold such a linear (the rule and the way out, one line), or None."""

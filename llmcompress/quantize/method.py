@@ -24,7 +24,11 @@ class Method(Protocol):
     settings: type[BaseModel]
 
     def solve(
-        self, weight_OI: torch.Tensor, hessian_II: torch.Tensor | None, scheme: WeightScheme, scale_dtype: torch.dtype,
+        self,
+        weight_OI: torch.Tensor,
+        hessian_II: torch.Tensor | None,
+        scheme: WeightScheme,
+        scale_dtype: torch.dtype,
         settings: BaseModel,
     ) -> QuantizedWeight:
         """Codes for `weight_OI` on the grid of `scheme`; inputs are never changed.

@@ -31,8 +31,12 @@ class QuantizeSettings(BaseModel):
     double_quant: bool | None = Field(None, description="NF4: store the scales in 8 bits")
     method: str = Field("gptq", description="how codes are chosen: rtn, gptq")
     method_settings: dict[str, Any] = Field({}, description="knobs of the method, e.g. dampening_frac")
-    format: list[str] = Field([], description="layouts to write; empty = gptq for int4 and int8, bitsandbytes for NF4, else compressed_tensors")
-    calibration: str = Field("tiny", description="a named set, a YAML of one, or a text or JSONL file")
+    format: list[str] = Field(
+        [], description="layouts to write; empty: gptq for int4 and int8, bitsandbytes for NF4, else compressed_tensors"
+    )
+    calibration: str | None = Field(
+        None, description="a named set, a YAML, .txt or .jsonl; None: a bundled model's own"
+    )
     num_samples: int | None = Field(None, ge=1, description="rows of calibration text")
     seq_len: int | None = Field(None, ge=2, description="tokens per row")
     batch_tokens: int = Field(4096, ge=1, description="calibration tokens that pass through a layer together")
@@ -47,9 +51,7 @@ class QuantizeSettings(BaseModel):
 
     def weight_scheme(self) -> WeightScheme:
         """The default grid. Raises: LLMCompressError for an unknown preset or an impossible combination."""
-        return preset(
-            self.scheme, group_size=self.group_size, symmetric=self.symmetric, double_quant=self.double_quant
-        )
+        return preset(self.scheme, group_size=self.group_size, symmetric=self.symmetric, double_quant=self.double_quant)
 
     def override_scheme(self, override: Override) -> WeightScheme:
         """The grid of one override: its own preset, or the default, with its changes."""

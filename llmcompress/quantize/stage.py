@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from pydantic import BaseModel
 from torch import nn
 
 from llmcompress import device as devices
@@ -97,7 +98,7 @@ def quantize(
     return report
 
 
-def _method_settings(settings: QuantizeSettings) -> object:
+def _method_settings(settings: QuantizeSettings) -> BaseModel:
     from pydantic import ValidationError
 
     method = METHODS.get(settings.method)
@@ -123,7 +124,7 @@ def _calibration(source: Checkpoint, settings: QuantizeSettings, seed: int, mode
     from llmcompress.checkpoint.tokenizer import load_tokenizer
 
     return load_calibration(
-        CalibrationSpec.find(settings.calibration),
+        CalibrationSpec.choose(settings.calibration, source.name),
         load_tokenizer(source),
         num_samples=settings.num_samples,
         seq_len=settings.seq_len,
@@ -137,7 +138,7 @@ def _solve_all(job: _Job, calibration: CalibrationSet | None, progress: Progress
     total = len(job.layers.layers)
     finished = [job.workspace.finished_rows(index) for index in range(total)]
     start = finished.index(None) if None in finished else total
-    if 0 < start:
+    if start > 0:
         progress.message(f"resuming: {start} of {total} decoder layers are done")
     with torch.no_grad(), progress.step("quantizing decoder layers", total) as bar:
         calls, masks = _captured(job, calibration) if calibration is not None and start < total else ([], [])
@@ -182,7 +183,13 @@ def _solve_layer(job: _Job, index: int, calls: list[Calls], masks: Sequence[torc
     targets = {target.local: target for target in job.plan.of_layer(index)}
     method = METHODS.get(job.settings.method)
     solver = LayerSolver(
-        layer, targets, masks, method, _method_settings(job.settings), job.settings.on_failure, job.dtype  # type: ignore[arg-type]
+        layer,
+        targets,
+        masks,
+        method,
+        _method_settings(job.settings),
+        job.settings.on_failure,
+        job.dtype,
     )
     skeleton.fill(layer, job.layers.name(index), job.names, job.source, job.device)
     if calls:

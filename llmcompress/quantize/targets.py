@@ -76,7 +76,9 @@ def plan(
             skipped.append(_skipped(name, *_shape(module), "outside the decoder layers"))
     raise_all(_pattern_problems(settings, [*inside, *(row.name for row in skipped)]))
     if not targets:
-        raise LLMCompressError(f"{checkpoint.name}: no linear is left to quantize", "drop some of the --ignore patterns")
+        raise LLMCompressError(
+            f"{checkpoint.name}: no linear is left to quantize", "drop some of the --ignore patterns"
+        )
     raise_all(_group_problems(targets) or _format_problems(targets, formats))
     return Plan(tuple(targets), tuple(skipped))
 

@@ -15,7 +15,7 @@ from llmcompress.scheme import WeightScheme
 
 @dataclass(frozen=True, slots=True)
 class NestedScale:
-    """Scales stored in 8 bits: scale = codebook8[codes] * absmax[block] + offset (QLoRA, section 3, double quantization).
+    """Scales stored in 8 bits: scale = codebook8[codes] * absmax[block] + offset (QLoRA, section 3).
 
     codes: uint8 [O * G], row-major. absmax: float32 [ceil(O * G / 256)]. offset: float32 scalar.
     """

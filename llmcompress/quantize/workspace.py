@@ -1,9 +1,9 @@
 """The scratch folder of a run under way: one file per finished layer and layout, so that a killed run goes on there.
 
-    .OUT.partial/key                      what this work is for; another key starts over
-    .OUT.partial/layer-00003.json         the rows of layer 3: written last, so its being there means the layer is done
-    .OUT.partial/layer-00003.gptq         safetensors of the packed tensors, one per layout
-    .OUT.partial/final/                   the folder that is renamed to OUT
+.OUT.partial/key                      what this work is for; another key starts over
+.OUT.partial/layer-00003.json         the rows of layer 3: written last, so its being there means the layer is done
+.OUT.partial/layer-00003.gptq         safetensors of the packed tensors, one per layout
+.OUT.partial/final/                   the folder that is renamed to OUT
 """
 
 from __future__ import annotations

@@ -76,8 +76,8 @@ def _tensors(folder: Path, report: RunReport) -> Check:
     assert report.output is not None
     format = FORMATS.get(report.output.format)
     try:
-        stored = set(Checkpoint.open(folder).stored)
         checkpoint = Checkpoint.open(folder)
+        stored = set(checkpoint.stored)
         model = skeleton.build(checkpoint, quantized=True)
     except LLMCompressError as error:
         return Check(name="tensors", passed=False, detail=error.message)
@@ -88,9 +88,8 @@ def _tensors(folder: Path, report: RunReport) -> Check:
             replaced.add(f"{row.name}.weight")
     tied = skeleton.tied_parameters(model)
     missing = packed - stored
-    for name, _ in model.named_parameters():
-        if name not in replaced and name not in tied and not stored & set(skeleton.spellings(model, name)):
-            missing.add(name)
+    named = {name for name, _ in model.named_parameters()} - replaced - tied
+    missing |= named - skeleton.stored_names(model, stored).keys()
     left = {f"{row.stem}.weight" for row in report.linears if row.stem} - packed
     stray = left & stored
     wrong = [f"missing: {', '.join(sorted(missing)[:3])}"] * bool(missing)

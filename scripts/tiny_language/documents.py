@@ -112,7 +112,7 @@ def render_chat(messages: list[dict[str, str]]) -> str:
 
 
 KINDS: tuple[tuple[Callable[[Dice, bool], str], int], ...] = (
-    (story, 18), (sayings, 14), (profile, 16), (almanac, 22), (arithmetic, 16), (lists, 14)
+    (story, 12), (sayings, 8), (profile, 18), (almanac, 22), (arithmetic, 18), (lists, 22)
 )  # fmt: skip
 """The kinds of plain documents and how many of a hundred each makes."""
 _WHEEL = tuple(kind for kind, weight in KINDS for _ in range(weight))

@@ -27,20 +27,12 @@ SPECIAL_TOKENS = ("<pad>", "<s>", "</s>", "<|im_start|>", "<|im_end|>")
 VOCABULARY_SIZE = 1024
 ROW_LENGTH = 256
 BATCH_SIZE = 6
-PEAK_LEARNING_RATE = 3e-3
+MUON_LEARNING_RATE = 0.02
+ADAM_LEARNING_RATE = 4e-3
 TRAINING_CHARACTERS = 14_000_000
 CHAT_SHARE = 0.12
 PLAIN_ROW_SHARE = 0.3
 TRAINING_SEED = 11
-LLAMA: dict[str, object] = {
-    "hidden_size": 128,
-    "intermediate_size": 384,
-    "num_hidden_layers": 5,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 1024,
-    "tie_word_embeddings": True,
-}
 
 
 def training_documents(num_characters: int = TRAINING_CHARACTERS) -> list[str]:
@@ -109,7 +101,13 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
         bos_token_id=tokenizer.bos_token_id,
         eos_token_id=tokenizer.eos_token_id,
         pad_token_id=tokenizer.pad_token_id,
-        **LLAMA,
+        hidden_size=128,
+        intermediate_size=384,
+        num_hidden_layers=5,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
     )
     model = LlamaForCausalLM(config)
     model.generation_config.eos_token_id = [tokenizer.eos_token_id, chat_end]
@@ -117,12 +115,12 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def train(model: LlamaForCausalLM, rows: torch.Tensor, num_steps: int) -> float:
-    """Train in place with AdamW for `num_steps` batches; gives the mean loss (nats per token) of the last fifty."""
+    """Train in place for `num_steps` batches (Muon for matrices, AdamW for the rest); gives the last mean loss."""
     import torch
 
     generator = torch.Generator().manual_seed(TRAINING_SEED)
-    optimizer = torch.optim.AdamW(_parameter_groups(model), lr=PEAK_LEARNING_RATE, betas=(0.9, 0.98))
-    scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _trapezoid(step, num_steps))
+    optimizers = _optimizers(model)
+    schedulers = [torch.optim.lr_scheduler.LambdaLR(o, lambda step: _trapezoid(step, num_steps)) for o in optimizers]
     losses: list[float] = []
     order, started = torch.empty(0, dtype=torch.long), time.monotonic()
     for step in range(num_steps):
@@ -133,9 +131,9 @@ def train(model: LlamaForCausalLM, rows: torch.Tensor, num_steps: int) -> float:
         loss = torch.nn.functional.cross_entropy(logits.flatten(0, 1), batch[:, 1:].flatten())
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        scheduler.step()
-        optimizer.zero_grad()
+        for stepper in (*optimizers, *schedulers):
+            stepper.step()
+        model.zero_grad()
         losses.append(loss.item())
         if step % 50 == 49:
             elapsed_s = time.monotonic() - started
@@ -143,23 +141,30 @@ def train(model: LlamaForCausalLM, rows: torch.Tensor, num_steps: int) -> float:
     return sum(losses[-50:]) / len(losses[-50:])
 
 
-def _parameter_groups(model: LlamaForCausalLM) -> list[dict[str, object]]:
-    matrices = [p for p in model.parameters() if p.ndim >= 2]
+def _optimizers(model: LlamaForCausalLM) -> list[torch.optim.Optimizer]:
+    import torch
+
+    from tiny_language.muon import Muon
+
+    matrices = [p for name, p in model.named_parameters() if p.ndim == 2 and "embed" not in name]
+    rest = [p for name, p in model.named_parameters() if p.ndim == 1 or "embed" in name]
     return [
-        {"params": matrices, "weight_decay": 0.05},
-        {"params": [p for p in model.parameters() if p.ndim < 2], "weight_decay": 0.0},
+        Muon(matrices, lr=MUON_LEARNING_RATE, momentum=0.95, weight_decay=0.02),
+        torch.optim.AdamW(rest, lr=ADAM_LEARNING_RATE, betas=(0.9, 0.98), weight_decay=0.0),
     ]
 
 
 def _trapezoid(step: int, num_steps: int) -> float:
-    return min(1.0, (step + 1) / 60, (num_steps - step) / (0.4 * num_steps))
+    return min(1.0, (step + 1) / 60, (num_steps - step) / (0.5 * num_steps))
 
 
 def save(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, folder: Path) -> None:
     """Write the checkpoint: bf16 safetensors, config, generation config, tokenizer and chat template."""
     import torch
 
-    model.to(torch.bfloat16).save_pretrained(folder)
+    model.to(dtype=torch.bfloat16)  # type: ignore[call-arg]
+    model.save_pretrained(folder)
+    (folder / "model.safetensors").chmod(0o644)
     tokenizer.save_pretrained(folder)
     for name in ("config.json", "generation_config.json", "tokenizer_config.json"):
         settings = json.loads((folder / name).read_text())

@@ -34,6 +34,11 @@ def help_of(*command: str) -> str:
     return done.stdout
 
 
+def is_in(pattern: str, text: str) -> bool:
+    """Whether some line of `text` matches."""
+    return re.search(pattern, text, flags=re.M) is not None
+
+
 def commands_in_readme() -> list[str]:
     """Every llmcompress command of the README's shell blocks; a backslash continues the line."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -61,12 +66,12 @@ def test_readme_shows_commands() -> None:
 @pytest.mark.parametrize("line", commands_in_readme())
 def test_readme_command_exists(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
-    assert re.search(rf"^\W*{words[0]}\s", help_of(), flags=re.M), f"no command {words[0]!r}"
+    assert is_in(rf"^\W*{words[0]}\s", help_of()), f"no command {words[0]!r}"
     verb = tuple(words[:2]) if words[0] == "recipes" and len(words) > 1 else (words[0],)
     text = help_of(*verb)
     for word in words[len(verb) :]:
         if word.startswith("-"):
-            assert re.search(rf"(^|[\s,|]){re.escape(word.split('=')[0])}\b", text), f"{verb} has no {word}"
+            assert is_in(rf"(^|[\s,|]){re.escape(word.split('=')[0])}\b", text), f"{verb} has no {word}"
 
 
 def python_in_readme() -> list[str]:

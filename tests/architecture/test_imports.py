@@ -21,7 +21,7 @@ LAYERS = (
     {"distill", "finetune", "prune", "quantize"},
     {"card", "evaluate", "publish", "verify"},
     {"inputs", "output", "overrides", "recipe", "run", "stages"},
-    {"cli", "console"},
+    {"catalogue", "cli", "console", "summary"},
     {"__main__"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

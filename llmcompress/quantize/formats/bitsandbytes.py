@@ -45,7 +45,8 @@ class BitsAndBytes:
     """NF4, with or without double quantization."""
 
     name = "bitsandbytes"
-    summary = "bitsandbytes NF4, pre-quantized: transformers + bitsandbytes, QLoRA"
+    summary = "NF4, pre-quantized, with or without double quantization"
+    readers: Mapping[str, str] = {"transformers + bitsandbytes": "tested", "SGLang": "by its source"}
 
     def refuses(self, scheme: WeightScheme, out_features: int, in_features: int) -> str | None:
         """Why bitsandbytes would not run such a linear, or None."""

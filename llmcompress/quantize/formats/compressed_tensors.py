@@ -36,7 +36,8 @@ class CompressedTensors:
     """Integer grids of 2, 3, 4 and 8 bits, symmetric or not, in groups or rows."""
 
     name = "compressed_tensors"
-    summary = "compressed-tensors pack-quantized, int2/3/4/8: vLLM, SGLang, transformers + compressed-tensors"
+    summary = "pack-quantized int2, int3, int4, int8, symmetric or not"
+    readers: Mapping[str, str] = {"transformers + compressed-tensors": "tested", "vLLM": "by its source"}
 
     def refuses(self, scheme: WeightScheme, out_features: int, in_features: int) -> str | None:
         """Why the layout cannot hold such a linear, or None."""

@@ -40,7 +40,12 @@ class Gptq:
     """GPTQ version 1, symmetric."""
 
     name = "gptq"
-    summary = "GPTQ v1, int4/int8 symmetric: vLLM, SGLang, GPTQModel, transformers + optimum"
+    summary = "GPTQ v1, int4 and int8, symmetric"
+    readers: Mapping[str, str] = {
+        "transformers + optimum + gptqmodel": "by its source",
+        "vLLM": "by its source",
+        "SGLang": "by its source",
+    }
 
     def refuses(self, scheme: WeightScheme, out_features: int, in_features: int) -> str | None:
         """Why no engine would read such a linear, or None."""

@@ -174,9 +174,7 @@ class Gptq:
         group_I = order // scheme.group_width(weight_OI.shape[1])
         codes_OI = gptq_codes(weight_OI[:, order], factor_II, scales, group_I, scheme, settings.block_size)
         codes_OI = codes_OI[:, natural].contiguous()
-        return QuantizedWeight(
-            codes_OI, scales.scale_OG, scales.zero_point_OG, codebook(scheme), scheme, scales.nested
-        )
+        return QuantizedWeight(codes_OI, scales.scale_OG, scales.zero_point_OG, codebook(scheme), scheme, scales.nested)
 
 
 ENTRY = Gptq()

@@ -22,7 +22,7 @@ def test_copies_are_equal_and_read_by_the_safetensors_library(tmp_path: Path) ->
     assert list(digests) == ["model.safetensors"]
     assert digests["model.safetensors"] == hashlib.sha256((tmp_path / "model.safetensors").read_bytes()).hexdigest()
     written = load_file(tmp_path / "model.safetensors")
-    assert {name: tensor.dtype for name, tensor in written.items()} == {n: torch.bfloat16 for n in source.names()}
+    assert {name: tensor.dtype for name, tensor in written.items()} == dict.fromkeys(source.names(), torch.bfloat16)
     assert all(torch.equal(written[name], source.tensor(name)) for name in source.names())
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         assert file.metadata() == {"format": "pt"}
@@ -44,4 +44,6 @@ def test_shards_are_bounded_and_indexed(tmp_path: Path) -> None:
 
 def test_dtype_spellings_are_one_to_one() -> None:
     assert [dtype_name(torch_dtype(name)) for name in DTYPE_BYTES] == list(DTYPE_BYTES)
-    assert [torch.empty(1, dtype=torch_dtype(name)).element_size() for name in DTYPE_BYTES] == list(DTYPE_BYTES.values())
+    assert [torch.empty(1, dtype=torch_dtype(name)).element_size() for name in DTYPE_BYTES] == list(
+        DTYPE_BYTES.values()
+    )

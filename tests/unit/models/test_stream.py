@@ -82,13 +82,13 @@ def test_each_linear_runs_once_a_batch_and_sees_what_earlier_ones_became(tmp_pat
                 put_weight_OI(module, (weight_OI(module) * 8).round() / 8)
 
             hooks = [
-                module.register_forward_hook(lambda _m, _i, _o, local=local: runs.update([local]))
+                module.register_forward_hook(lambda _m, _i, _o, local=local, runs=runs: runs.update([local]))
                 for local, module in targets.items()
             ]
             assert staged(layer, index, calls, targets, solve) == []
             for hook in hooks:
                 hook.remove()
-            assert runs == {local: 3 for local in targets}, "one forward a batch"
+            assert runs == dict.fromkeys(targets, 3), "one forward a batch"
             for local in order:
                 module = linears(other)[local]
                 seen: list[torch.Tensor] = []

@@ -45,8 +45,9 @@ def read_v1(tensors: dict[str, torch.Tensor], num_bits: int) -> np.ndarray:
     codes_OI = np.stack([fields(column, num_bits) for column in arrays["qweight"].T])
     zero_GO = np.stack([fields(row, num_bits) for row in arrays["qzeros"]]) + 1
     group = arrays["g_idx"]
-    scales_GO = arrays["scales"].astype(np.float32)
-    return (scales_GO[group] * (codes_OI.T - zero_GO[group]).astype(np.float32)).T
+    scales_IO = arrays["scales"].astype(np.float32)[group]
+    weight_IO: np.ndarray = scales_IO * (codes_OI.T - zero_GO[group]).astype(np.float32)
+    return weight_IO.T
 
 
 def layout(schemes: dict[str, WeightScheme], *skipped: str, dampening_frac: float = 0.01) -> Layout:

@@ -1,4 +1,4 @@
-"""Whole checkpoints that plain transformers loads, with the logits of a dense model that holds the dequantized weights."""
+"""Whole checkpoints that plain transformers loads: the logits are those of a dense model with dequantized weights."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def test_loses_less_output_than_rounding(name: str) -> None:
 
 
 def test_the_search_for_scales_helps_and_never_widens_the_weighted_error() -> None:
-    weight, hessian, _ = layer(32, 128, seed=2)
+    weight, _, _ = layer(32, 128, seed=2)
     importance = torch.rand(128, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     for scheme in SCHEMES:
         found = gptq.searched_scales(weight, importance, scheme, torch.float32)

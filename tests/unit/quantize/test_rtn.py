@@ -51,7 +51,9 @@ def test_affine_grids_follow_the_formula(num_bits: int, group_size: int, symmetr
     top, width = 2**num_bits - 1, scheme.group_width(160)
     for o, g in np.ndindex(6, 160 // width):
         group = weight[o, g * width : (g + 1) * width].double().numpy()
-        low, high = (-np.abs(group).max(), np.abs(group).max()) if symmetric else (min(group.min(), 0), max(group.max(), 0))
+        low, high = (
+            (-np.abs(group).max(), np.abs(group).max()) if symmetric else (min(group.min(), 0), max(group.max(), 0))
+        )
         scale = float(np.float16(np.float32(high - low) / np.float32(top)))
         zero = 2 ** (num_bits - 1) if symmetric else round(-low / scale)
         assert float(solved.scale_OG[o, g]) == pytest.approx(scale, rel=2e-3)

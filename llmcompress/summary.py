@@ -1,0 +1,77 @@
+"""What a run says on stdout when it is done: one checkpoint in a few lines, all of it out of its report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from llmcompress.report import Evaluation, RunReport
+
+
+def failures(report: RunReport) -> list[str]:
+    """What makes a run fail: checks that did not pass and suites whose budget was exceeded."""
+    checks = [f"check {check.name}: {check.detail}" for check in report.checks if not check.passed]
+    return checks + [f"suite {one.suite}: over its budget" for one in report.evaluations if one.verdict == "fail"]
+
+
+def summary(folder: Path, report: RunReport) -> str:
+    """A few lines on the checkpoint in `folder`."""
+    lines = [f"{folder}", *_size(report), *_linears(report), *_checks(report)]
+    for evaluation in report.evaluations:
+        lines += _evaluation(evaluation)
+    if (folder / "README.md").is_file() and report.output:
+        lines.append(f"  card     {folder / 'README.md'}")
+    return "\n".join(lines)
+
+
+def megabytes(num_bytes: int) -> str:
+    """Decimal units, three digits.
+
+    >>> megabytes(2_236_064), megabytes(14_483_464_192)
+    ('2.24 MB', '14.5 GB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes / 1e3:.3g} kB"
+
+
+def _size(report: RunReport) -> list[str]:
+    if report.output is None or report.source is None:
+        return []
+    before, made = report.source.weights_bytes, report.output
+    bits = f"{made.bits_per_weight:.3f} bits per quantized weight, {made.bits_per_weight_model:.3f} over all"
+    ratio = made.weights_bytes / before
+    return [f"  size     {megabytes(made.weights_bytes)} from {megabytes(before)} ({ratio:.3f} of it); {bits}"]
+
+
+def _linears(report: RunReport) -> list[str]:
+    if not report.linears:
+        return []
+    count = {outcome: sum(row.outcome == outcome for row in report.linears) for outcome in ("fell_back", "skipped")}
+    done = [row for row in report.linears if row.outcome == "quantized"]
+    labels = sorted({f"{row.scheme} by {row.method}" for row in done})
+    text = f"  linears  {len(done)} to {', '.join(labels)}"
+    text += f"; {count['fell_back']} fell back" if count["fell_back"] else ""
+    return [text + (f"; {count['skipped']} left as they were" if count["skipped"] else "")]
+
+
+def _checks(report: RunReport) -> list[str]:
+    if not report.checks:
+        return []
+    wrong = [check for check in report.checks if not check.passed]
+    lines = [f"  checks   {len(report.checks) - len(wrong)} of {len(report.checks)} passed"]
+    return lines + [f"           FAILED {check.name}: {check.detail}" for check in wrong]
+
+
+def _evaluation(evaluation: Evaluation) -> list[str]:
+    lines = [f"  suite    {evaluation.suite}: {evaluation.verdict} ({evaluation.engine})"]
+    for row in evaluation.tasks:
+        low, high = row.interval
+        lines.append(
+            f"           {row.task:<20} {row.metric} {row.baseline.value:.4f} -> {row.compressed.value:.4f}  "
+            f"{row.difference:+.4f} [{low:+.4f}, {high:+.4f}]  {row.verdict}"
+        )
+    for text in evaluation.texts:
+        perplexities = f"{text.baseline_perplexity:.3f} -> {text.compressed_perplexity:.3f}"
+        lines.append(f"           {text.name:<20} perplexity {perplexities}, KL {text.kl:.5f}  {text.verdict}")
+    return lines
