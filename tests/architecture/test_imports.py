@@ -21,7 +21,9 @@ LAYERS = (
     {"distill", "finetune", "prune", "quantize"},
     {"card", "evaluate", "publish", "verify"},
     {"inputs", "output", "overrides", "recipe", "run", "stages"},
-    {"catalogue", "cli", "console", "summary"},
+    {"catalogue", "console", "summary"},
+    {"commands"},
+    {"cli"},
     {"__main__"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}

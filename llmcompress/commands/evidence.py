@@ -1,0 +1,58 @@
+"""`llmcompress evaluate | verify | card`: what is known of a checkpoint, taken and shown."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from llmcompress.commands.options import Folder, Fresh, Json, Model, Seed, Trust
+from llmcompress.commands.running import given, guarded, head_of, local_folder, run_stages
+from llmcompress.errors import LLMCompressError
+
+
+@guarded
+def evaluate(
+    model: Model,
+    suite: Annotated[str, typer.Option(help="A bundled suite, or a YAML of one.")],
+    baseline: Annotated[
+        str | None, typer.Option(help="What it is compared with; default: what it was made from.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="auto, native (the format's own kernels) or dequantized.")] = "auto",
+    limit: Annotated[int | None, typer.Option(help="Items per task at most.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Sequences that are computed together.")] = 8,
+    seed: Seed = 0,
+    trust_remote_code: Trust = False,
+    fresh: Fresh = False,
+    as_json: Json = False,
+) -> int:
+    """Compare a checkpoint with its baseline on the same items, and redraw its card."""
+    from llmcompress.output import ours
+
+    folder = local_folder(model, trust_remote_code)
+    settings = {"suite": suite, "baseline": baseline, "engine": engine, "limit": limit, "batch_size": batch_size}
+    stages: list[dict[str, Any]] = [{"evaluate": given(settings)}]
+    if ours(folder):
+        source = head_of(folder) | {"seed": seed}
+        return run_stages(source | {"stages": [*stages, {"card": {}}]}, None, as_json, fresh=fresh)
+    if baseline is None:
+        raise LLMCompressError(f"{model}: was not made by llmcompress, so its source is not known", "pass --baseline")
+    head = {"model": baseline, "output": str(folder), "seed": seed, "trust_remote_code": trust_remote_code}
+    return run_stages(head | {"stages": stages}, None, as_json, record=False)
+
+
+@guarded
+def verify(
+    folder: Folder,
+    forward: Annotated[bool, typer.Option(help="Also run some tokens through the model.")] = True,
+    as_json: Json = False,
+) -> int:
+    """Hold the files of a checkpoint against its report: digests, tensors, codes and a forward pass."""
+    stages = [{"verify": {"forward": forward}}, {"card": {}}]
+    return run_stages(head_of(folder) | {"stages": stages}, None, as_json, fresh=True)
+
+
+@guarded
+def card(folder: Folder, as_json: Json = False) -> int:
+    """Draw the model card from the report."""
+    return run_stages(head_of(folder) | {"stages": [{"card": {}}]}, None, as_json, judge=False)
