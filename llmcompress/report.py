@@ -61,6 +61,12 @@ class LinearRow(Part):
         default=None, description="||(W-Q)X||^2 / ||WX||^2 over the calibration tokens; ||W-Q||^2/||W||^2 without any"
     )
     error_kind: Literal["output", "weight"] | None = None
+    held_out_error: float | None = Field(
+        default=None, description="relative output error on calibration tokens kept from the solver"
+    )
+    plain_held_out_error: float | None = Field(
+        default=None, description="the same before refinement, which is kept only where it lowers it"
+    )
     num_tokens: int | None = Field(default=None, description="calibration tokens that reached this linear")
     digest: str | None = Field(default=None, description="sha256 of codes, scales and zero points, before packing")
     notes: list[str] = []

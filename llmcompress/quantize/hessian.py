@@ -10,8 +10,14 @@ Shapes: T tokens, I in_features, O out_features.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import torch
+
+from llmcompress.errors import LLMCompressError
+
+HELD_OUT_SHARE = 16
+"""One in so many calibration tokens is kept from the solver, to judge what is tried beside it."""
 
 
 def accumulate(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, int]:
@@ -28,6 +34,51 @@ def accumulate(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | No
         hessian_II.addmm_(x_TI.t(), x_TI)
         num_tokens += x_TI.shape[0]
     return hessian_II.div_(max(num_tokens, 1)), num_tokens
+
+
+@dataclass(frozen=True, slots=True)
+class Hessians:
+    """What one input tensor says: the Hessian to solve on, and the one of tokens that the solver never sees.
+
+    num_tokens: real tokens in both together. held_out_II: None where the text is too short to spare any.
+    """
+
+    solve_II: torch.Tensor
+    held_out_II: torch.Tensor | None
+    num_tokens: int
+
+
+def hessians(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> Hessians:
+    """Accumulate both Hessians, on the processor: the last sixteenth of every batch's tokens is held out.
+
+    A sixteenth of a batch is whole rows wherever it has a multiple of sixteen. Arguments as `accumulate`'s.
+    """
+    kept: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    spared: list[tuple[torch.Tensor, torch.Tensor | None]] = []
+    for x, mask in zip(inputs, masks, strict=True):
+        x_TI = x.reshape(-1, x.shape[-1])
+        mask_T = None if mask is None else mask.reshape(-1)
+        cut = len(x_TI) - len(x_TI) // HELD_OUT_SHARE
+        for part, where in ((kept, slice(None, cut)), (spared, slice(cut, None))):
+            part.append((x_TI[where], None if mask_T is None else mask_T[where]))
+    solve_II, num_solve = accumulate(*zip(*kept, strict=True))
+    held_out_II, num_held_out = accumulate(*zip(*spared, strict=True))
+    return Hessians(solve_II.cpu(), held_out_II.cpu() if num_held_out else None, num_solve + num_held_out)
+
+
+def dampened(hessian_II: torch.Tensor, dampening_frac: float) -> torch.Tensor:
+    """H plus `dampening_frac` of its mean diagonal on the diagonal.
+
+    Raises: LLMCompressError for a Hessian that is not finite, or zero throughout.
+    """
+    mean = hessian_II.diagonal().mean()
+    if not bool(torch.isfinite(hessian_II).all()):
+        raise LLMCompressError("its Hessian is not finite", "the model overflows on the calibration text")
+    if float(mean) <= 0:
+        raise LLMCompressError("its Hessian is zero: every calibration input was zero", "use other calibration text")
+    return hessian_II + torch.eye(len(hessian_II), dtype=hessian_II.dtype, device=hessian_II.device) * (
+        dampening_frac * mean
+    )
 
 
 def relative_error(weight_OI: torch.Tensor, quantized_OI: torch.Tensor, hessian_II: torch.Tensor | None) -> float:

@@ -1,6 +1,6 @@
-"""The two inner loops, compiled: one parallel sweep over rows each. The one file that imports numba.
+"""The inner loops, compiled: one parallel sweep over rows each. The one file that imports numba.
 
-Rows are independent in both, so any number of threads gives the same bits. Arithmetic follows the dtype of the
+Rows are independent in all of them, so any number of threads gives the same bits. Arithmetic follows the dtype of the
 weight: float32 in production, float64 in the tests that hold it against a plain reference.
 
 Shapes: O out_features, B columns of a block, G groups, I in_features.
@@ -72,3 +72,38 @@ def group_error(
                     value = (min(max(np.rint(weight_OI[o, i] * inverse) + zero, 0), top) - zero) * scale
                 total += importance_I[i] * (weight_OI[o, i] - value) ** 2
             error_OG[o, g] = total
+
+
+@njit(parallel=True, cache=True, error_model="numpy")
+def descend_codes(
+    residual_OI: Array, hessian_II: Array, value_OI: Array, scale_OG: Array, zero_OG: Array, table: Array, top: int,
+    codes_OI: Array,
+) -> int:  # fmt: skip
+    """One sweep of coordinate descent: each code in turn to its best place, the others held; how many moved.
+
+    residual_OI = (W - Q) H, value_OI = Q and codes_OI change in place and stay consistent. hessian_II: symmetric.
+    """
+    rows, width = value_OI.shape
+    group = width // scale_OG.shape[1]
+    moved_O = np.zeros(rows, np.int64)
+    for o in prange(rows):
+        for j in range(width):
+            scale = scale_OG[o, j // group]
+            ratio = (value_OI[o, j] + residual_OI[o, j] / hessian_II[j, j]) * (1 / scale)
+            if table.size:
+                code = 0
+                while code < top and ratio > (table[code] + table[code + 1]) / 2:
+                    code += 1
+                value = table[code] * scale
+            else:
+                zero = zero_OG[o, j // group]
+                code = int(min(max(np.rint(ratio) + zero, 0), top))
+                value = (code - zero) * scale
+            if code != codes_OI[o, j]:
+                step = value - value_OI[o, j]
+                codes_OI[o, j] = code
+                value_OI[o, j] = value
+                moved_O[o] += 1
+                for k in range(width):
+                    residual_OI[o, k] -= step * hessian_II[j, k]
+    return moved_O.sum()  # type: ignore[no-any-return]

@@ -40,8 +40,7 @@ def nest(scale_OG: torch.Tensor) -> NestedScale:
     blocks = torch.nn.functional.pad(centred, (0, padding)).reshape(-1, BLOCK)
     absmax = blocks.abs().amax(-1)
     scaled = (blocks * (1.0 / absmax.clamp(min=1e-38)).unsqueeze(1)).clamp(-1, 1)
-    bounds = (dynamic_map()[:-1] + dynamic_map()[1:]) / 2
-    codes = torch.bucketize(scaled, bounds).to(torch.uint8).reshape(-1)[: flat.numel()]
+    codes = torch.bucketize(scaled, _bounds()).to(torch.uint8).reshape(-1)[: flat.numel()]
     return NestedScale(codes.contiguous(), absmax, offset)
 
 
@@ -49,3 +48,14 @@ def unnest(nested: NestedScale, rows: int) -> torch.Tensor:
     """scale_OG [rows, G] float32 that the 8-bit form stands for."""
     absmax = nested.absmax.repeat_interleave(BLOCK)[: nested.codes.numel()]
     return (dynamic_map()[nested.codes.long()] * absmax + nested.offset).reshape(rows, -1)
+
+
+def nearest_codes8(nested: NestedScale, places_N: torch.Tensor, scale_N: torch.Tensor) -> torch.Tensor:
+    """The 8-bit codes, uint8 [N], nearest to `scale_N` at flat positions `places_N`, in the blocks as they stand."""
+    absmax_N = nested.absmax[places_N // BLOCK].clamp(min=1e-38)
+    return torch.bucketize(((scale_N - nested.offset) / absmax_N).clamp(-1, 1), _bounds()).to(torch.uint8)
+
+
+@cache
+def _bounds() -> torch.Tensor:
+    return (dynamic_map()[:-1] + dynamic_map()[1:]) / 2

@@ -14,11 +14,16 @@ from torch import nn
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.models.layout import put_weight_OI, weight_OI
-from llmcompress.quantize.hessian import accumulate, relative_error
+from llmcompress.quantize.choosing import Choice, choose
+from llmcompress.quantize.hessian import Hessians, hessians, relative_error
 from llmcompress.quantize.method import METHODS, Method
 from llmcompress.quantize.targets import Target
 from llmcompress.quantize.weight import QuantizedWeight
 from llmcompress.report import LinearRow
+from llmcompress.scheme import WeightScheme
+
+DAMPENING_FRAC = 0.05
+"""Of the refinement, after a method that does not damp."""
 
 
 @dataclass
@@ -34,11 +39,12 @@ class LayerSolver:
     method: Method
     settings: BaseModel
     on_failure: str
+    refine_sweeps: int
     scale_dtype: torch.dtype
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     rows: list[LinearRow] = field(default_factory=list)
     _inputs: list[torch.Tensor] = field(default_factory=list)
-    _hessian: tuple[torch.Tensor, int] | None = None
+    _hessians: Hessians | None = None
 
     def due(self, local: str, inputs: list[torch.Tensor], batches: list[int]) -> None:
         """Quantize one linear on `inputs` ([..., I] per batch), and put the dequantized weight in its place.
@@ -46,16 +52,15 @@ class LayerSolver:
         The Hessian of the linear before is used again where it was computed from the very same tensors.
         """
         same = len(inputs) == len(self._inputs) and all(a is b for a, b in zip(inputs, self._inputs, strict=True))
-        if not same or self._hessian is None:
+        if not same or self._hessians is None:
             masks = [self.masks[batch] for batch in batches]
             self._refuse_padding_lost(local, inputs, masks)
-            hessian_II, num_tokens = accumulate(inputs, masks)
-            self._hessian, self._inputs = (hessian_II.cpu(), num_tokens), inputs
-        self._quantize(local, *self._hessian)
+            self._hessians, self._inputs = hessians(inputs, masks), inputs
+        self._quantize(local, self._hessians)
 
     def without_calibration(self, local: str) -> None:
         """Quantize one linear that no text is needed for, or that none reached."""
-        self._quantize(local, None, 0)
+        self._quantize(local, None)
 
     def _refuse_padding_lost(
         self, local: str, inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]
@@ -68,23 +73,21 @@ class LayerSolver:
                     "calibrate on packed text (chat_template: false)",
                 )
 
-    def _quantize(self, local: str, hessian_II: torch.Tensor | None, num_tokens: int) -> None:
+    def _quantize(self, local: str, seen: Hessians | None) -> None:
         target, module = self.targets[local], self.layer.get_submodule(local)
         original_OI = weight_OI(module).to("cpu", torch.float32).contiguous()
         reason, method = None, self.method
         try:
-            if self.method.needs_hessian and num_tokens == 0:
-                raise LLMCompressError("no calibration token reached it", "use more or other calibration text")
-            weight = self.method.solve(original_OI, hessian_II, target.scheme, self.scale_dtype, self.settings)
+            choice = self._solved(original_OI, target.scheme, seen)
         except LLMCompressError as error:
             if self.on_failure != "rtn":
                 hint = error.hint or "pass --on-failure rtn to round such linears"
                 raise LLMCompressError(f"{target.name}: {error.message}", hint) from error
-            reason, method = error.message, METHODS.get("rtn")
-            hessian_II = None
-            weight = method.solve(original_OI, None, target.scheme, self.scale_dtype, method.settings())
-        dense_OI = weight.dequantize()
-        self.weights[local] = weight
+            reason, method, seen = error.message, METHODS.get("rtn"), None
+            choice = Choice(method.solve(original_OI, None, target.scheme, self.scale_dtype, method.settings()))
+        hessian_II = seen.solve_II if seen else None
+        dense_OI = choice.weight.dequantize()
+        self.weights[local] = choice.weight
         self.rows.append(
             LinearRow(
                 name=target.name,
@@ -97,8 +100,19 @@ class LayerSolver:
                 reason=reason,
                 relative_error=relative_error(original_OI, dense_OI, hessian_II),
                 error_kind="weight" if hessian_II is None else "output",
-                num_tokens=num_tokens or None,
-                digest=weight.digest(),
+                held_out_error=choice.held_out_error,
+                plain_held_out_error=choice.plain_held_out_error,
+                num_tokens=seen.num_tokens if seen else None,
+                digest=choice.weight.digest(),
             )
         )
         put_weight_OI(module, dense_OI.to(weight_OI(module).device))
+
+    def _solved(self, original_OI: torch.Tensor, scheme: WeightScheme, seen: Hessians | None) -> Choice:
+        if not self.method.needs_hessian:
+            return Choice(self.method.solve(original_OI, None, scheme, self.scale_dtype, self.settings))
+        if seen is None or seen.num_tokens == 0:
+            raise LLMCompressError("no calibration token reached it", "use more or other calibration text")
+        plain = self.method.solve(original_OI, seen.solve_II, scheme, self.scale_dtype, self.settings)
+        dampening_frac = getattr(self.settings, "dampening_frac", DAMPENING_FRAC)
+        return choose(original_OI, plain, seen, dampening_frac, self.scale_dtype, self.refine_sweeps)

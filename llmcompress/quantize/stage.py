@@ -189,6 +189,7 @@ def _solve_layer(job: _Job, index: int, calls: list[Calls], masks: Sequence[torc
         method,
         _method_settings(job.settings),
         job.settings.on_failure,
+        job.settings.refine_sweeps,
         job.dtype,
     )
     skeleton.fill(layer, job.layers.name(index), job.names, job.source, job.device)

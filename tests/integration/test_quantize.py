@@ -195,14 +195,14 @@ def test_a_quantized_checkpoint_is_not_quantized_again(
 def test_a_failing_linear_is_named_and_falls_back_only_on_request(
     make: Callable[..., Path], compress: Compress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from llmcompress.quantize import solving
+    from llmcompress.quantize import hessian as module
 
     def spoiled(inputs: Any, masks: Any) -> tuple[torch.Tensor, int]:
         hessian, count = accumulate(inputs, masks)
         return (hessian * float("nan") if hessian.shape[0] == 128 else hessian), count
 
-    accumulate = solving.accumulate
-    monkeypatch.setattr(solving, "accumulate", spoiled)
+    accumulate = module.accumulate
+    monkeypatch.setattr(module, "accumulate", spoiled)
     source = make("llama")
     with pytest.raises(LLMCompressError, match=r"model.layers.0.mlp.down_proj: its Hessian is not finite"):
         compress(source)

@@ -20,15 +20,16 @@ Shapes: O out_features, I in_features, G groups.
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.errors import LLMCompressError
-from llmcompress.quantize.grid import Scales, codebook, plain_scales, shrunk_scales
-from llmcompress.quantize.kernels import Array, group_error, solve_block
+from llmcompress.quantize.grid import Scales, codebook, kernel_arrays, plain_scales, shrunk_scales
+from llmcompress.quantize.hessian import dampened
+from llmcompress.quantize.kernels import group_error, solve_block
 from llmcompress.quantize.nested import nest, unnest
 from llmcompress.quantize.weight import QuantizedWeight
 from llmcompress.scheme import WeightScheme
@@ -43,21 +44,6 @@ class GptqSettings(BaseModel):
     dampening_frac: float = Field(0.05, gt=0, lt=1, description="added to diag(H), as a fraction of mean diag(H)")
     block_size: int = Field(128, ge=1, description="columns between lazy updates")
     scale_search: bool = Field(True, description="shrink scales where that lowers the weighted error")
-
-
-def dampened(hessian_II: torch.Tensor, dampening_frac: float) -> torch.Tensor:
-    """H plus `dampening_frac` of its mean diagonal on the diagonal.
-
-    Raises: LLMCompressError for a Hessian that is not finite, or zero throughout.
-    """
-    mean = hessian_II.diagonal().mean()
-    if not bool(torch.isfinite(hessian_II).all()):
-        raise LLMCompressError("its Hessian is not finite", "the model overflows on the calibration text")
-    if float(mean) <= 0:
-        raise LLMCompressError("its Hessian is zero: every calibration input was zero", "use other calibration text")
-    return hessian_II + torch.eye(len(hessian_II), dtype=hessian_II.dtype, device=hessian_II.device) * (
-        dampening_frac * mean
-    )
 
 
 def inverse_factor(hessian_II: torch.Tensor) -> torch.Tensor:
@@ -106,7 +92,7 @@ def gptq_codes(
     work_OI = weight_OI.clone(memory_format=torch.contiguous_format)
     codes_OI = torch.empty(weight_OI.shape, dtype=torch.uint8)
     kind = work_OI.numpy().dtype
-    scale_OG, zero_OG, table = _arrays(scales, scheme, kind)
+    scale_OG, zero_OG, table = kernel_arrays(scales.scale_OG, scales.zero_point_OG, scheme, kind)
     for start in range(0, weight_OI.shape[1], block_size):
         block, after = slice(start, start + block_size), slice(start + block_size, None)
         codes = np.empty(work_OI[:, block].shape, np.uint8)
@@ -125,17 +111,10 @@ def _group_error(
     weight_OI: torch.Tensor, importance_I: torch.Tensor, scales: Scales, scheme: WeightScheme
 ) -> torch.Tensor:
     weight = np.ascontiguousarray(weight_OI.numpy())
-    scale, zero, table = _arrays(scales, scheme, weight.dtype)
+    scale, zero, table = kernel_arrays(scales.scale_OG, scales.zero_point_OG, scheme, weight.dtype)
     error = np.empty(scale.shape, weight.dtype)
     group_error(weight, importance_I.contiguous().numpy(), scale, zero, table, scheme.num_codes - 1, error)
     return torch.from_numpy(error)
-
-
-def _arrays(scales: Scales, scheme: WeightScheme, kind: Any) -> tuple[Array, Array, Array]:
-    scale = np.maximum(scales.scale_OG.numpy(), np.float32(1e-38)).astype(kind)
-    zero = np.zeros_like(scale) if scales.zero_point_OG is None else scales.zero_point_OG.numpy().astype(kind)
-    table = codebook(scheme)
-    return scale, zero, (np.empty(0, kind) if table is None else table.numpy().astype(kind))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ import torch
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.quantize.grid import NF4
-from llmcompress.quantize.hessian import accumulate, relative_error
+from llmcompress.quantize.hessian import accumulate, dampened, relative_error
 from llmcompress.quantize.methods import gptq, rtn
 from llmcompress.scheme import PRESETS, WeightScheme
 from tests.unit.quantize import gptq_reference
@@ -45,7 +45,7 @@ def test_codes_equal_the_plain_float64_reference(scheme: WeightScheme, actorder:
     order = np.argsort(-hessian.diagonal().numpy(), kind="stable") if actorder == "static" else np.arange(width)
     scale = solved.scale_OG.double().numpy()
     zero = np.zeros_like(scale) if solved.zero_point_OG is None else solved.zero_point_OG.double().numpy()
-    damped = gptq.dampened(hessian, settings.dampening_frac).numpy()
+    damped = dampened(hessian, settings.dampening_frac).numpy()
     table = np.array(NF4, np.float32).astype(np.float64) if scheme.codebook else None
     expected = gptq_reference.solve(
         weight.numpy(), damped, scale, zero, table, scheme.num_codes - 1, order, scheme.group_width(width)

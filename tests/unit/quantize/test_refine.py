@@ -1,0 +1,147 @@
+"""Refinement only ever lowers the error, ends where no single move helps, and agrees with a plain float64 sweep."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from llmcompress.quantize.choosing import choose
+from llmcompress.quantize.grid import NF4
+from llmcompress.quantize.hessian import Hessians, accumulate, dampened, hessians, relative_error
+from llmcompress.quantize.methods import gptq, rtn
+from llmcompress.quantize.nested import unnest
+from llmcompress.quantize.refine import refine
+from llmcompress.quantize.weight import QuantizedWeight
+from llmcompress.scheme import WeightScheme
+from tests.unit.quantize.test_gptq import SCHEMES, layer
+
+every_scheme = pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.label())
+
+
+def rounded(weight: torch.Tensor, scheme: WeightScheme) -> QuantizedWeight:
+    return rtn.ENTRY.solve(weight, None, scheme, torch.float32, rtn.RtnSettings())
+
+
+def cost(weight: torch.Tensor, quantized: QuantizedWeight, hessian: torch.Tensor) -> torch.Tensor:
+    error = weight.double() - quantized.dequantize().double()
+    return ((error @ hessian.double()) * error).sum(1)
+
+
+@every_scheme
+def test_no_row_gets_worse_in_any_sweep(scheme: WeightScheme) -> None:
+    weight, hessian, _ = layer(32, 192, seed=11)
+    now = gptq.ENTRY.solve(weight, hessian, scheme, torch.float32, gptq.GptqSettings())
+    before = cost(weight, now, hessian)
+    for _ in range(3):
+        now = refine(weight, now, hessian, torch.float32, num_sweeps=1)
+        after = cost(weight, now, hessian)
+        assert bool((after <= before * (1 + 1e-6)).all())
+        before = after
+    start = gptq.ENTRY.solve(weight, hessian, scheme, torch.float32, gptq.GptqSettings())
+    assert float(before.sum()) < float(cost(weight, start, hessian).sum())
+
+
+@every_scheme
+def test_the_result_is_a_weight_that_a_file_can_hold(scheme: WeightScheme) -> None:
+    weight, hessian, _ = layer(16, 192, seed=12)
+    start = rounded(weight, scheme)
+    kept = (start.codes_OI.clone(), start.scale_OG.clone())
+    found = refine(weight, start, hessian, torch.bfloat16, num_sweeps=3)
+    assert torch.equal(start.codes_OI, kept[0]) and torch.equal(start.scale_OG, kept[1]), "inputs are left alone"
+    assert int(found.codes_OI.max()) < scheme.num_codes and bool((found.scale_OG > 0).all())
+    if scheme.codebook is None:
+        assert torch.equal(found.scale_OG, found.scale_OG.half().float())
+        assert torch.equal(found.scale_OG, found.scale_OG.bfloat16().float())
+    if found.nested is not None:
+        assert torch.equal(found.scale_OG, unnest(found.nested, 16))
+        assert start.nested is not None and torch.equal(found.nested.absmax, start.nested.absmax)
+
+
+@every_scheme
+def test_one_sweep_of_codes_equals_a_plain_float64_one(scheme: WeightScheme) -> None:
+    weight, hessian, _ = layer(6, 192, seed=13)
+    start = rounded(weight, scheme)
+    # one code sweep and no scale that can move: a Hessian-free copy of the loop, one code at a time
+    expected = start.codes_OI.clone()
+    group = scheme.group_width(192)
+    value = start.dequantize().double()
+    for o in range(6):
+        for j in range(192):
+            scale = start.scale_OG[o, j // group].double()
+            wanted = value[o, j] + ((weight[o] - value[o]) @ hessian[:, j]) / hessian[j, j]
+            if scheme.codebook:
+                grid = torch.tensor(NF4, dtype=torch.float32).double() * scale
+            else:
+                assert start.zero_point_OG is not None
+                grid = (torch.arange(scheme.num_codes) - start.zero_point_OG[o, j // group].double()) * scale
+            code = int((grid - wanted).abs().argmin())
+            expected[o, j], value[o, j] = code, grid[code]
+    found = refine(weight, start, hessian, torch.float32, num_sweeps=1)
+    assert (found.codes_OI == expected).double().mean() > 0.999, "but for exact ties"
+
+
+def test_where_it_ends_no_single_code_can_be_improved() -> None:
+    weight, hessian, _ = layer(4, 64, seed=14)
+    found = refine(weight, rounded(weight, WeightScheme(3, 32)), hessian, torch.float32, num_sweeps=200)
+    best = cost(weight, found, hessian)
+    for j in range(0, 64, 7):
+        for code in range(8):
+            codes = found.codes_OI.clone()
+            codes[:, j] = code
+            assert bool((cost(weight, replace(found, codes_OI=codes), hessian) >= best * (1 - 1e-9)).all())
+
+
+def test_the_scale_found_is_the_least_squares_one() -> None:
+    weight, hessian, _ = layer(5, 64, seed=15)
+    scheme = WeightScheme(8, -1)
+    start = rounded(weight, scheme)
+    start = replace(start, scale_OG=start.scale_OG * 1.02)
+    found = refine(weight, start, hessian, torch.float32, num_sweeps=1)
+    unit = found.codes_OI.double() - 128
+    ideal = ((unit @ hessian) * weight).sum(1) / ((unit @ hessian) * unit).sum(1)
+    torch.testing.assert_close(found.scale_OG[:, 0].double(), ideal, rtol=1e-3, atol=0)
+
+
+def test_held_out_tokens_are_the_last_sixteenth_and_no_padding() -> None:
+    x = torch.randn(32, 10, 8, generator=torch.Generator().manual_seed(0))
+    mask = torch.rand(32, 10, generator=torch.Generator().manual_seed(1)) > 0.3
+    seen = hessians([x[:16], x[16:]], [mask[:16], mask[16:]])
+    held = [15, 31]
+    solved = [row for row in range(32) if row not in held]
+    for found, rows in ((seen.solve_II, solved), (seen.held_out_II, held)):
+        expected, _ = accumulate([x[rows]], [mask[rows]])
+        assert found is not None
+        torch.testing.assert_close(found, expected)
+    assert seen.num_tokens == int(mask.sum())
+    assert hessians([x[0, :9]], [None]).held_out_II is None, "nine tokens spare none"
+
+
+def test_a_refinement_that_overfits_is_not_kept() -> None:
+    """Solved on five tokens only, refinement fits those and loses elsewhere: the plain solution stays."""
+    weight, hessian, x = layer(24, 64, seed=16)
+    few = (x[:5].t() @ x[:5] / 5).float()
+    plain = gptq.ENTRY.solve(weight.float(), hessian.float(), WeightScheme(3, 32), torch.float32, gptq.GptqSettings())
+    seen = Hessians(few, hessian.float(), 5)
+    kept = choose(weight.float(), plain, seen, 1e-4, torch.float32, num_sweeps=4)
+    assert kept.weight is plain and kept.held_out_error == kept.plain_held_out_error
+
+
+def test_a_refinement_that_helps_is_kept_with_both_errors() -> None:
+    weight, hessian, x = layer(24, 64, seed=17, tokens=4000)
+    parts = [(part.t() @ part / len(part)).float() for part in (x[:3700], x[3700:])]
+    plain = gptq.ENTRY.solve(weight.float(), parts[0], WeightScheme(3, 32), torch.float32, gptq.GptqSettings())
+    kept = choose(weight.float(), plain, Hessians(parts[0], parts[1], 4000), 0.05, torch.float32, num_sweeps=4)
+    assert kept.held_out_error is not None and kept.plain_held_out_error is not None
+    assert kept.held_out_error < kept.plain_held_out_error
+    assert kept.held_out_error == relative_error(weight.float(), kept.weight.dequantize(), parts[1])
+
+
+def test_nothing_is_tried_without_held_out_tokens_or_sweeps() -> None:
+    weight, hessian, _ = layer(8, 64, seed=18)
+    plain = rounded(weight.float(), WeightScheme(4, 32))
+    for seen, sweeps in ((Hessians(hessian.float(), None, 9), 4), (Hessians(hessian.float(), hessian.float(), 9), 0)):
+        kept = choose(weight.float(), plain, seen, 0.05, torch.float32, sweeps)
+        assert kept.weight is plain and kept.held_out_error is None
+    assert torch.equal(dampened(hessian, 0.1).diagonal(), hessian.diagonal() + 0.1 * hessian.diagonal().mean())
