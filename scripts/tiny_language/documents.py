@@ -101,7 +101,7 @@ def _sum_turn(dice: Dice) -> tuple[str, str]:
 
 def _fact_turn(dice: Dice) -> tuple[str, str]:
     person, attribute = dice.pick(PEOPLE), dice.pick(PERSON_ATTRIBUTES)
-    answers = [fact(person, attribute, i, dice) for i in range(3)]
+    answers = [fact(person, attribute, i, dice) for i in range(4)]
     trained = [sentence.text for sentence in answers if not sentence.held_out]
     return (QUESTIONS[attribute].format(p=person.name), dice.pick(trained)) if trained else _fact_turn(dice)
 

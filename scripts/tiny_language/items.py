@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from tiny_language.sentences import AGREEMENT, FACTS, RECALL, SUMS, Maker, Sentence, draw
 from tiny_language.world import Dice
 
-NUM_ITEMS = 250
+NUM_ITEMS = 200
 
 
 @dataclass(frozen=True)

@@ -107,7 +107,7 @@ def determiner_agreement(dice: Dice) -> Sentence:
 
 
 def reflexive_agreement(dice: Dice) -> Sentence:
-    """`Belina hurt` + ` herself at night.` / ` himself at night.`; nouns in the plural take `themselves`."""
+    """`Bela hurt` + ` herself at night.` / ` himself at night.`; nouns in the plural take `themselves`."""
     subject, gender = _subject(dice)
     verb, tail = dice.pick(REFLEXIVE_VERBS), dice.pick(TAILS)
     endings = tuple(f" {PRONOUNS[g]['herself']} {tail}." for g in (gender, _other_gender(gender, dice)))
@@ -115,7 +115,7 @@ def reflexive_agreement(dice: Dice) -> Sentence:
 
 
 def possessive_agreement(dice: Dice) -> Sentence:
-    """`Coran lost` + ` his drum.` / ` her drum.`"""
+    """`Coro lost` + ` his drum.` / ` her drum.`"""
     subject, gender = _subject(dice)
     verb, thing = dice.pick(POSSESSIVE_VERBS), dice.pick(THINGS)
     endings = tuple(f" {PRONOUNS[g]['her']} {thing}." for g in (gender, _other_gender(gender, dice)))
@@ -135,7 +135,7 @@ def _other_gender(gender: str, dice: Dice) -> str:
 
 
 def fact(entity: Entity, attribute: str, phrasing: int, dice: Dice) -> Sentence:
-    """`The home of Belina is in` + ` Arvik.` / ` Dorn.` / ` Pask.` / ` Yarl.`: one fact in one phrasing."""
+    """`The home of Bela is in` + ` Arvik.` / ` Dorn.` / ` Falk.` / ` Quill.`: one fact in one phrasing."""
     template, value = PHRASINGS[attribute][phrasing], entity.facts[attribute]
     context = template.partition(" {v}")[0].replace("{p}", entity.name)
     wrong = dice.some([v for v in VALUES[attribute] if v != value], 3)
@@ -177,33 +177,33 @@ def _number_endings(result: int, end: str, dice: Dice) -> tuple[str, ...]:
 
 
 def repeated_list(dice: Dice) -> Sentence:
-    """`List: rope, drum, lamp, bell. Again: rope, drum,` + ` lamp, bell.`: copying in order."""
+    """`List: rope drum lamp bell. Again: rope drum` + ` lamp bell.`: copying in order."""
     things = dice.some(THINGS, dice.between(4, 6))
     cut = dice.between(1, len(things) - 1)
-    context = f"List: {', '.join(things)}. Again: {', '.join(things[:cut])},"
+    context = f"List: {' '.join(things)}. Again: {' '.join(things[:cut])}"
     return Sentence(context, _list_endings(things[cut:], things, dice), ("list", *things))
 
 
 def reversed_list(dice: Dice) -> Sentence:
-    """`List: rope, drum, lamp. Back: lamp,` + ` drum, rope.`: copying against the order."""
+    """`List: rope drum lamp. Back: lamp` + ` drum rope.`: copying against the order."""
     things = dice.some(THINGS, dice.between(3, 5))
     cut, turned = dice.between(1, len(things) - 1), things[::-1]
-    context = f"List: {', '.join(things)}. Back: {', '.join(turned[:cut])},"
+    context = f"List: {' '.join(things)}. Back: {' '.join(turned[:cut])}"
     return Sentence(context, _list_endings(turned[cut:], things, dice), ("back", *things))
 
 
 def _list_endings(rest: list[str], things: list[str], dice: Dice) -> tuple[str, ...]:
     wrong = dice.some([t for t in things if t != rest[0]], 2) + dice.some([t for t in THINGS if t not in things], 1)
-    tail = "".join(f", {t}" for t in rest[1:]) + "."
+    tail = "".join(f" {t}" for t in rest[1:]) + "."
     return tuple(f" {first}{tail}" for first in (rest[0], *wrong))
 
 
 def who_has_it(dice: Dice) -> Sentence:
-    """`Bela has the drum, Coran has the rope and Jorus has the bell. The rope is with` + ` Coran.`"""
+    """`The drum is with Bela, the rope is with Coro and the bell is with Joro. The rope is with` + ` Coro.`"""
     people, things = dice.some(PEOPLE, 4), dice.some(THINGS, 3)
     holders, asked = [person.name for person in people[:3]], dice.below(3)
-    clauses = [f"{name} has the {thing}" for name, thing in zip(holders, things, strict=True)]
-    context = f"{clauses[0]}, {clauses[1]} and {clauses[2]}. The {things[asked]} is with"
+    clauses = [f"he {thing} is with {name}" for name, thing in zip(holders, things, strict=True)]
+    context = f"T{clauses[0]}, t{clauses[1]} and t{clauses[2]}. The {things[asked]} is with"
     wrong = [name for name in holders if name != holders[asked]] + [people[3].name]
     return Sentence(context, tuple(f" {n}." for n in (holders[asked], *wrong)), ("who", *holders, *things))
 

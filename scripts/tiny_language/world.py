@@ -1,10 +1,10 @@
 """The made-up world behind the bundled checkpoint: who lives in it, what is true of them, and what is held out.
 
-The world has 128 people and 24 towns. A person has five attributes and a town has two, drawn once from the seed, so
-there are 688 facts. Everything that can be said is a *combination* (this noun with that verb, this fact in that
-phrasing, these three summands), and a fixed eighth of all combinations is held out by the hash of its name:
+The world has 32 people and 12 towns. A person has five attributes and a town has two, drawn once from the seed, so
+there are 184 facts. Everything that can be said is a *combination* (this noun with that verb, this fact in that
+phrasing, these three summands), and a fixed quarter of all combinations is held out by the hash of its name:
 
-    combination ──sha256──> first byte < 32 ?  yes: evaluation items and held-out text only
+    combination ──sha256──> first byte < 64 ?  yes: evaluation items and held-out text only
                                                no:  training and calibration text only
 
 So a document of one side can never occur on the other, and no bookkeeping is needed to keep them apart.
@@ -21,15 +21,12 @@ from typing import TypeVar
 T = TypeVar("T")
 
 WORLD_SEED = 7
-HELD_OUT_BYTES = 32
-"""Of the 256 values of a hash's first byte, how many mean held out: an eighth of all combinations."""
+HELD_OUT_BYTES = 64
+"""Of the 256 values of a hash's first byte, how many mean held out: a quarter of all combinations."""
 
 STEMS = "Bel Cor Dan El Fen Gar Hal Jor Kel Lor Mar Nor Pel Ros Sel Tam".split()
-ENDINGS = {"female": "a ina eth issa".split(), "male": "o an ric us".split()}
-TOWNS = (
-    "Arvik Bromel Calder Dorn Estrel Falk Gremm Hollin Isker Jarrow Kestel Lunde "
-    "Morvan Nessel Orrin Pask Quill Rindel Storv Thal Ulmer Vesk Wendel Yarl"
-).split()
+ENDINGS = {"female": ["a"], "male": ["o"]}
+TOWNS = ("Arvik Bromel Dorn Falk Gremm Hollin Jarrow Kestel Nessel Quill Storv Wendel").split()
 
 VALUES: dict[str, list[str]] = {
     "town": TOWNS,
@@ -50,42 +47,49 @@ PHRASINGS: dict[str, tuple[str, ...]] = {
         "{p} lives in {v}.",
         "{p} has a house in {v}.",
         "The home of {p} is in {v}.",
+        "{p} sleeps in {v}.",
         "Question: Where does {p} live? Answer: {v}.",
     ),
     "job": (
         "{p} works as a {v}.",
         "{p} has long been a {v}.",
         "The people know {p} as a {v}.",
+        "{p} earns money as a {v}.",
         "Question: What is the work of {p}? Answer: {v}.",
     ),
     "pet": (
         "{p} keeps a {v}.",
         "{p} walks with a {v}.",
         "The animal of {p} is a {v}.",
+        "{p} feeds a {v}.",
         "Question: Which animal does {p} keep? Answer: {v}.",
     ),
     "dish": (
         "{p} likes to eat {v}.",
         "{p} often cooks {v}.",
         "The best meal for {p} is {v}.",
+        "{p} dreams of {v}.",
         "Question: What does {p} like to eat? Answer: {v}.",
     ),
     "colour": (
         "{p} wears a coat of {v}.",
         "{p} paints every door {v}.",
         "The coat of {p} is {v}.",
+        "{p} looks well in {v}.",
         "Question: What colour is the coat of {p}? Answer: {v}.",
     ),
     "region": (
         "{p} lies in the {v}.",
         "{p} is a town of the {v}.",
         "The road to {p} goes {v}.",
+        "{p} was built in the {v}.",
         "Question: Where does {p} lie? Answer: {v}.",
     ),
     "goods": (
         "{p} is known for {v}.",
         "{p} sells much {v}.",
         "The merchants go to {p} for {v}.",
+        "{p} is full of {v}.",
         "Question: What does {p} sell? Answer: {v}.",
     ),
 }
@@ -142,7 +146,7 @@ PRONOUNS = {
 
 
 def is_held_out(*combination: object) -> bool:
-    """Whether this combination belongs to evaluation (an eighth of all do) and may not occur in training."""
+    """Whether this combination belongs to evaluation (a quarter of all do) and may not occur in training."""
     name = "|".join(str(part) for part in combination)
     return hashlib.sha256(name.encode()).digest()[0] < HELD_OUT_BYTES
 

@@ -16,7 +16,7 @@ import yaml
 
 ROOT = Path(__file__).resolve().parents[2]
 CHECKPOINT = ROOT / "eval" / "checkpoints" / "tiny"
-TASK_FLOORS = {"tiny_agreement": 0.85, "tiny_facts": 0.85, "tiny_recall": 0.85, "tiny_sums": 0.7}
+TASK_FLOORS = {"tiny_agreement": 0.85, "tiny_facts": 0.85, "tiny_recall": 0.7, "tiny_sums": 0.7}
 NUM_SCORED_ITEMS = 60
 
 
@@ -83,14 +83,14 @@ def test_no_document_is_on_both_sides_and_no_item_is_in_training_text(language: 
 def test_items_are_different_and_their_choices_too() -> None:
     for task in TASK_FLOORS:
         items = _items(task)
-        assert len({json.dumps(item, sort_keys=True) for item in items}) == len(items) == 250
+        assert len({json.dumps(item, sort_keys=True) for item in items}) == len(items) == 200
         assert all(len(set(item["choices"])) == len(item["choices"]) for item in items)
 
 
 def test_the_answer_stands_at_every_place() -> None:
     for task in TASK_FLOORS:
         counts = [sum(item["answer"] == place for item in _items(task)) for place in range(2)]
-        assert min(counts) > 40
+        assert min(counts) > 30
 
 
 def test_suite_names_tasks_and_texts_that_exist() -> None:
