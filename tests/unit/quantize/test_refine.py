@@ -129,7 +129,7 @@ def test_a_refinement_that_overfits_is_not_kept() -> None:
 
 
 def test_a_refinement_that_helps_is_kept_with_both_errors() -> None:
-    weight, hessian, x = layer(24, 64, seed=17, tokens=4000)
+    weight, _, x = layer(24, 64, seed=17, tokens=4000)
     parts = [(part.t() @ part / len(part)).float() for part in (x[:3700], x[3700:])]
     plain = gptq.ENTRY.solve(weight.float(), parts[0], WeightScheme(3, 32), torch.float32, gptq.GptqSettings())
     kept = choose(weight.float(), plain, Hessians(parts[0], parts[1], 4000), 0.05, torch.float32, num_sweeps=4)
