@@ -64,19 +64,32 @@ def plain_scales(weight_OI: torch.Tensor, scheme: WeightScheme, dtype: torch.dty
 
 
 def shrunk_scales(weight_OI: torch.Tensor, scheme: WeightScheme, dtype: torch.dtype, factor: torch.Tensor) -> Scales:
-    """Scales for each group's range times `factor` (a scalar or [O, G]).
+    """Scales for each group's range times `factor` (a scalar or [O, G]); see `scales_of_range`."""
+    return scales_of_range(*group_range(weight_OI, scheme), scheme, dtype, factor)
+
+
+def group_range(weight_OI: torch.Tensor, scheme: WeightScheme) -> tuple[torch.Tensor, torch.Tensor]:
+    """The least and the largest weight of each group, float32 [O, G] both."""
+    group_OGi = weight_OI.reshape(len(weight_OI), -1, scheme.group_width(weight_OI.shape[1]))
+    low_OG, high_OG = group_OGi.aminmax(dim=-1)
+    return low_OG.to(torch.float32), high_OG.to(torch.float32)
+
+
+def scales_of_range(
+    low_OG: torch.Tensor, high_OG: torch.Tensor, scheme: WeightScheme, dtype: torch.dtype, factor: torch.Tensor
+) -> Scales:
+    """Scales for groups that reach from `low_OG` to `high_OG`, times `factor`; shapes broadcast.
 
     Symmetric: the range is +-max|w|, half a step beyond the outermost codes. Asymmetric: [min(w, 0), max(w, 0)].
     """
-    rows, width = weight_OI.shape
-    group_OGi = weight_OI.reshape(rows, -1, scheme.group_width(width)).to(torch.float32)
+    absmax_OG = torch.maximum(low_OG.abs(), high_OG.abs())
     if scheme.codebook:
-        return Scales(group_OGi.abs().amax(-1).mul(factor), None)
+        return Scales(absmax_OG * factor, None)
     steps = scheme.num_codes - 1
     if scheme.symmetric:
-        scale = snap(group_OGi.abs().amax(-1) * factor * (2 / steps), scheme, dtype)
+        scale = snap(absmax_OG * factor * (2 / steps), scheme, dtype)
         return Scales(scale, torch.full_like(scale, scheme.num_codes // 2, dtype=torch.uint8))
-    low, high = group_OGi.amin(-1).clamp(max=0) * factor, group_OGi.amax(-1).clamp(min=0) * factor
+    low, high = low_OG.clamp(max=0) * factor, high_OG.clamp(min=0) * factor
     scale = snap((high - low) / steps, scheme, dtype)
     return Scales(scale, (-low / scale).round().clamp(0, steps).to(torch.uint8))
 

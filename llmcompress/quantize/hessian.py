@@ -19,21 +19,58 @@ from llmcompress.errors import LLMCompressError
 HELD_OUT_SHARE = 16
 """One in so many calibration tokens is kept from the solver, to judge what is tried beside it."""
 
+PANELS = 8
+"""The upper triangle is summed in so many bands of rows, each from its diagonal on: 9/16 of the whole product."""
+
+
+class HessianSum:
+    """The sum of x x^T under way: batches are added as they come, and none is kept.
+
+    Sums are in float32. Where the inputs are bfloat16 on a GPU they stay so for the product: its terms are exact in
+    float32, which is what they are added in (`out_dtype`), at the rate of the tensor cores.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.sum_II = torch.zeros(width, width, dtype=torch.float32, device=device)
+        self.num_tokens = 0
+
+    def add(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """One batch [..., I]; mask: bool, of its leading shape, False on padding; None = every token is real."""
+        width = len(self.sum_II)
+        x_TI = x.reshape(-1, width) if mask is None else x[mask]
+        exact = x_TI.is_cuda and x_TI.dtype == torch.bfloat16
+        x_TI = x_TI if exact else x_TI.to(torch.float32)
+        step = -(-width // PANELS)
+        for start in range(0, width, step):
+            rows_TB, right_TI = x_TI[:, start : start + step], x_TI[:, start:]
+            panel_BI = self.sum_II[start : start + step, start:]
+            if exact:
+                panel_BI += torch.mm(rows_TB.t(), right_TI, out_dtype=torch.float32)
+            else:
+                panel_BI.addmm_(rows_TB.t(), right_TI)
+        self.num_tokens += len(x_TI)
+
+    def mean(self) -> tuple[torch.Tensor, int]:
+        """The mean of x x^T, symmetric to the bit, and the number of tokens; zeros and 0 without any. Ends the sum."""
+        width, step = len(self.sum_II), -(-len(self.sum_II) // PANELS)
+        self.sum_II.div_(max(self.num_tokens, 1))
+        for start in range(0, width, step):
+            stop = min(start + step, width)
+            own_BB = self.sum_II[start:stop, start:stop]
+            own_BB.copy_(own_BB.triu() + own_BB.triu(1).t())
+            self.sum_II[stop:, start:stop] = self.sum_II[start:stop, stop:].t()
+        return self.sum_II, self.num_tokens
+
 
 def accumulate(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, int]:
-    """Mean of x x^T over the real tokens of all batches, in float32 (products and sums; inputs are cast if need be).
+    """Mean of x x^T over the real tokens of all batches, in float32, and their number; see `HessianSum`.
 
     inputs: [..., I] each. masks: bool, of the inputs' leading shape, False on padding; None = every token is real.
-    Returns: hessian_II and the number of tokens; zeros and 0 when no token is real.
     """
-    width = inputs[0].shape[-1]
-    hessian_II = torch.zeros(width, width, dtype=torch.float32, device=inputs[0].device)
-    num_tokens = 0
+    total = HessianSum(inputs[0].shape[-1], inputs[0].device)
     for x, mask in zip(inputs, masks, strict=True):
-        x_TI = (x.reshape(-1, width) if mask is None else x[mask]).to(torch.float32)
-        hessian_II.addmm_(x_TI.t(), x_TI)
-        num_tokens += x_TI.shape[0]
-    return hessian_II.div_(max(num_tokens, 1)), num_tokens
+        total.add(x, mask)
+    return total.mean()
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,19 +103,24 @@ def hessians(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None
     return Hessians(solve_II.cpu(), held_out_II.cpu() if num_held_out else None, num_solve + num_held_out)
 
 
-def dampened(hessian_II: torch.Tensor, dampening_frac: float) -> torch.Tensor:
-    """H plus `dampening_frac` of its mean diagonal on the diagonal.
+def damping(hessian_II: torch.Tensor, dampening_frac: float) -> float:
+    """What is added to the diagonal of H: `dampening_frac` of its mean.
 
     Raises: LLMCompressError for a Hessian that is not finite, or zero throughout.
     """
-    mean = hessian_II.diagonal().mean()
-    if not bool(torch.isfinite(hessian_II).all()):
+    mean = float(hessian_II.diagonal().mean())
+    if not bool(torch.isfinite(hessian_II.sum())) and not bool(torch.isfinite(hessian_II).all()):
         raise LLMCompressError("its Hessian is not finite", "the model overflows on the calibration text")
-    if float(mean) <= 0:
+    if mean <= 0:
         raise LLMCompressError("its Hessian is zero: every calibration input was zero", "use other calibration text")
-    return hessian_II + torch.eye(len(hessian_II), dtype=hessian_II.dtype, device=hessian_II.device) * (
-        dampening_frac * mean
-    )
+    return dampening_frac * mean
+
+
+def dampened(hessian_II: torch.Tensor, dampening_frac: float) -> torch.Tensor:
+    """H plus `dampening_frac` of its mean diagonal on the diagonal; raises as `damping` does."""
+    found_II = hessian_II.clone()
+    found_II.diagonal().add_(damping(hessian_II, dampening_frac))
+    return found_II
 
 
 def relative_error(weight_OI: torch.Tensor, quantized_OI: torch.Tensor, hessian_II: torch.Tensor | None) -> float:

@@ -27,7 +27,7 @@ LAYERS = (
     {"__main__"},
 )
 RANK = {part: rank for rank, layer in enumerate(LAYERS) for part in layer}
-ONE_DOOR = ("bitsandbytes", "greenlet", "huggingface_hub", "lm_eval", "matplotlib", "numba", "peft", "trl")
+ONE_DOOR = ("bitsandbytes", "greenlet", "huggingface_hub", "lm_eval", "matplotlib", "numba", "peft", "triton", "trl")
 
 
 def part_of(module: str) -> str:
