@@ -86,6 +86,20 @@ class Calibration(Part):
     sha256: str = Field(description="of the token ids and the mask")
 
 
+class Work(Part):
+    """How the layers were quantized, where the time went, and how much of the machine was used. Written by quantize."""
+
+    form: Literal["staged", "recomputed"] = Field(
+        description="staged: every linear ran once a batch; recomputed: batches ran up to each anew, to save memory"
+    )
+    activations: Literal["memory", "disk"] = Field(description="where hidden states lay between layers")
+    reason: str | None = Field(default=None, description="why not staged and in memory")
+    num_processes: int = 1
+    seconds: dict[str, float] = Field(description="by phase, each without what runs inside it as another phase")
+    flops: dict[str, float] = Field(description="by phase, the least that the work takes; of this process")
+    ideal_flops_per_s: float = Field(description="of a large float32 matrix product on this machine")
+
+
 class Output(Part):
     """The checkpoint that came out. Written by quantize."""
 
@@ -210,6 +224,7 @@ class RunReport(Part):
     calibration: Calibration | None = None
     linears: list[LinearRow] = []
     output: Output | None = None
+    work: Work | None = None
     checks: list[Check] = []
     evaluations: list[Evaluation] = []
     notes: list[str] = Field(default=[], description="anything else that a reader must know")

@@ -15,7 +15,7 @@ def failures(report: RunReport) -> list[str]:
 
 def summary(folder: Path, report: RunReport) -> str:
     """A few lines on the checkpoint in `folder`."""
-    lines = [f"{folder}", *_size(report), *_linears(report), *_checks(report)]
+    lines = [f"{folder}", *_size(report), *_linears(report), *_work(report), *_checks(report)]
     for evaluation in report.evaluations:
         lines += _evaluation(evaluation)
     if (folder / "README.md").is_file() and report.output:
@@ -53,6 +53,25 @@ def _linears(report: RunReport) -> list[str]:
     text = f"  linears  {len(done)} to {', '.join(labels)}"
     text += f"; {count['fell_back']} fell back" if count["fell_back"] else ""
     return [text + (f"; {count['skipped']} left as they were" if count["skipped"] else "")]
+
+
+def _work(report: RunReport) -> list[str]:
+    """Where the time of quantization went, and the rate that the work was done at."""
+    work = report.work
+    if work is None or not sum(work.seconds.values()):
+        return []
+    seconds, flops = sum(work.seconds.values()), sum(work.flops.values())
+    shares = [f"{name} {share / seconds:.0%}" for name, share in sorted(work.seconds.items(), key=lambda one: -one[1])]
+    lines = [f"  time     {seconds:.1f} s in the layers: {', '.join(shares)}"]
+    if flops:
+        rate, ideal = flops / seconds / 1e9, work.ideal_flops_per_s / 1e9
+        lines.append(
+            f"  rate     {rate:.3g} of {ideal:.3g} GFLOP/s ({rate / ideal:.2f} of a matrix product's): "
+            + ", ".join(f"{name} {work.flops[name] / 1e9:.3g} GFLOP" for name in work.flops)
+        )
+    if work.reason:
+        lines.append(f"  memory   {work.form}, activations in {work.activations}: {work.reason}")
+    return lines
 
 
 def _checks(report: RunReport) -> list[str]:

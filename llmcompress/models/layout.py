@@ -73,3 +73,10 @@ def put_weight_OI(module: nn.Module, value_OI: torch.Tensor) -> None:
     """Replace the linear's weight, given as [out_features, in_features]."""
     value = value_OI.t().contiguous() if is_transposed(module) else value_OI
     module._parameters["weight"] = nn.Parameter(value, requires_grad=False)
+
+
+def hidden_size(model: nn.Module) -> int:
+    """Width of the hidden state that decoder layers hand on: that of the token embeddings, or the config's own."""
+    config = getattr(model, "config", None)
+    width = getattr(config, "hidden_size", None) or getattr(config, "n_embd", None)
+    return int(width or model.get_input_embeddings().weight.shape[-1])  # type: ignore[operator]

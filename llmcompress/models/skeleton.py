@@ -7,7 +7,7 @@ and each must have its tensor in the checkpoint.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 
 import torch
 from torch import nn
@@ -127,12 +127,18 @@ def _refuse(checkpoint: Checkpoint, lost: list[str]) -> None:
     )
 
 
-def fill(module: nn.Module, prefix: str, names: dict[str, str], checkpoint: Checkpoint, device: torch.device) -> None:
-    """Give every parameter below `module` (at path `prefix`) its values, in float32 on `device`."""
+def fill(
+    module: nn.Module, prefix: str, names: dict[str, str], read: Callable[[str], torch.Tensor], device: torch.device,
+    dtype: torch.dtype = torch.float32, leave: Collection[str] = (),
+) -> None:  # fmt: skip
+    """Give every parameter below `module` (at path `prefix`) its values, in `dtype` on `device`, but those in `leave`.
+
+    read: a tensor of the checkpoint by its name there. leave: paths below `module`.
+    """
     for local, _ in list(module.named_parameters()):
         full = f"{prefix}.{local}" if prefix else local
-        if full in names:
-            set_parameter(module, local, checkpoint.tensor(names[full]).to(device, torch.float32))
+        if full in names and local not in leave:
+            set_parameter(module, local, read(names[full]).to(device, dtype))
 
 
 def empty(module: nn.Module) -> None:

@@ -7,36 +7,84 @@ The model's own `forward` runs, so any architecture works. It is watched at two 
     tokens   arguments   arguments
 
     layer i:   batch 0 ──ln──> q ┆         ┆     `staged`: each batch runs in a coroutine that is suspended where it
-               batch 1 ──ln──> q ┆  solve  ┆     reaches a linear. When all wait, the linear is quantized on what it
-               batch 2 ──ln──> q ┆    q    ┆     was about to see, and they go on through the quantized weight.
+               batch 1 ──ln──> q ┆  solve  ┆     reaches a linear. When all wait, the linear, with those that read the
+               batch 2 ──ln──> q ┆ q, k, v ┆     same tensor, is quantized, and they go on through quantized weights.
 
 So a linear is calibrated on the output of everything before it already quantized (GPTQ's "true sequential"), for the
-price of one forward pass. Suspending is `greenlet`'s; this is the one file that imports it.
+price of one forward pass. The price in memory is what every batch holds where it waits; where that is too much,
+`recomputed` gives the same by running each batch up to the linear in question, as often as there are such places.
+Suspending is `greenlet`'s; this is the one file that imports it.
 
 Shapes: B rows of a batch, S sequence length, H hidden size, I in_features.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Protocol
 
 import torch
 from torch import nn
 
 from llmcompress.errors import LLMCompressError
+from llmcompress.models.activations import ActivationFile, Slot
 
-Solve = Callable[[str, list[torch.Tensor], list[int]], None]
-"""(linear's local name, its inputs [..., I], their batch numbers): quantize it and put the new weight in place."""
+Arguments = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
 
-@dataclass
+class Solver(Protocol):
+    """Who quantizes the linears that the stream stops at; names are the linears' local names."""
+
+    def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int) -> None:
+        """`inputs` [..., I] is what `names` are about to read in one batch."""
+        ...
+
+    def solve(self, names: Sequence[str]) -> None:
+        """Everything was seen: quantize `names` and put their new weights in place."""
+        ...
+
+    def forget(self) -> None:
+        """What was seen since the last solution does not count."""
+        ...
+
+    def present(self, name: str) -> None:
+        """The weight of `name` is about to be used."""
+        ...
+
+
+Agree = Callable[[int], int]
+"""The least of the numbers that all processes give; the number itself where there is only one."""
+
+
 class Calls:
     """One batch's way through the layers: `hidden_BSH`, and per layer the other arguments of its call."""
 
-    hidden_BSH: torch.Tensor
-    arguments: list[tuple[tuple[Any, ...], dict[str, Any]]]
+    def __init__(self, hidden_BSH: torch.Tensor, arguments: Arguments) -> None:
+        self.arguments = arguments
+        self._hidden: torch.Tensor | Slot = hidden_BSH
+
+    @property
+    def hidden_BSH(self) -> torch.Tensor:
+        """What goes into the next layer."""
+        return self._hidden.read() if isinstance(self._hidden, Slot) else self._hidden
+
+    @hidden_BSH.setter
+    def hidden_BSH(self, value: torch.Tensor) -> None:
+        """Put what came out of a layer in its place."""
+        if isinstance(self._hidden, Slot):
+            self._hidden.write(value)
+        else:
+            self._hidden = value
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the hidden state."""
+        return self._hidden.shape
+
+    def park(self, file: ActivationFile) -> None:
+        """Keep the hidden state in `file` from now on."""
+        self._hidden = file.slot(self.hidden_BSH)
 
 
 class _LastLayerReached(Exception):
@@ -113,38 +161,24 @@ def _equal(a: Any, b: Any) -> bool:
 def plain(layer: nn.Module, index: int, calls: Sequence[Calls]) -> None:
     """Move every batch through one layer as it is."""
     for call in calls:
-        args, kwargs = call.arguments[index]
-        call.hidden_BSH = _hidden(layer(call.hidden_BSH, *args, **kwargs))
+        call.hidden_BSH = _way(layer, index, call)()
 
 
 def staged(
-    layer: nn.Module, index: int, calls: Sequence[Calls], targets: dict[str, nn.Module], solve: Solve
-) -> list[str]:
-    """Move every batch through one layer, stopping all of them at each of `targets` so that `solve` can quantize it.
+    layer: nn.Module, index: int, calls: Sequence[Calls], groups: Sequence[Sequence[str]], solver: Solver,
+    agree: Agree = int,
+) -> list[str]:  # fmt: skip
+    """Move every batch through one layer, stopping all of them at each of `groups` so that it can be quantized.
 
-    Returns: the targets that no batch reached. Order is module order among those waited for, so it is the same on
-    every run, also when a batch skips an expert.
+    groups: targets that read one tensor, together. Returns: the targets that no batch reached, in any process. The
+    order is that of the groups among those waited for, so it is the same on every run, also when a batch skips an
+    expert.
     """
     from greenlet import getcurrent, greenlet
 
     parent = getcurrent()
-    pending = dict(targets)
-    rank = {name: position for position, name in enumerate(targets)}
-    originals = {name: module.forward for name, module in targets.items()}
-
-    def suspended(name: str) -> Callable[[torch.Tensor], torch.Tensor]:
-        def forward(inputs: torch.Tensor) -> torch.Tensor:
-            if name in pending:
-                parent.switch((name, inputs))
-            return originals[name](inputs)  # type: ignore[no-any-return]
-
-        return forward
-
-    def run(call: Calls) -> Callable[[], torch.Tensor]:
-        args, kwargs = call.arguments[index]
-        return lambda: _hidden(layer(call.hidden_BSH, *args, **kwargs))
-
-    workers = [greenlet(run(call)) for call in calls]
+    stops = _Stops(layer, groups, solver)
+    workers = [greenlet(_way(layer, index, call)) for call in calls]
     waiting: dict[int, tuple[str, torch.Tensor]] = {}
 
     def go_on(number: int) -> None:
@@ -155,23 +189,112 @@ def staged(
         else:
             waiting[number] = answer
 
-    try:
-        for name, module in targets.items():
-            module.forward = suspended(name)
+    with stops.at(lambda name, inputs: parent.switch((name, inputs))):
         for number in range(len(workers)):
             go_on(number)
-        while waiting:
-            name = min((waited for waited, _ in waiting.values()), key=rank.__getitem__)
-            here = [number for number in sorted(waiting) if waiting[number][0] == name]
-            solve(name, [waiting[number][1] for number in here], here)
-            del pending[name]
+        while (first := agree(stops.earliest([name for name, _ in waiting.values()]))) < len(groups):
+            here = [number for number in sorted(waiting) if waiting[number][0] in groups[first]]
             for number in here:
-                waiting[number] = (name, torch.empty(0))
+                solver.see(groups[first], waiting[number][1], number)
+            solver.solve(groups[first])
+            stops.pending -= set(groups[first])
+            for number in here:
+                waiting[number] = ("", torch.empty(0))
                 go_on(number)
-    finally:
-        for module in targets.values():
-            del module.forward
-    return list(pending)
+    return stops.left()
+
+
+def recomputed(
+    layer: nn.Module, index: int, calls: Sequence[Calls], groups: Sequence[Sequence[str]], solver: Solver,
+    agree: Agree = int,
+) -> list[str]:  # fmt: skip
+    """What `staged` does, with one batch in memory at a time: each runs up to the place in question and is abandoned.
+
+    For a layer of q/k/v, o, gate/up and down that is about two and a half forward passes instead of one.
+    """
+    stops = _Stops(layer, groups, solver)
+
+    def stop(name: str, inputs: torch.Tensor) -> None:
+        raise _Reached(name, inputs)
+
+    def look(only: int | None) -> tuple[int, int | None]:
+        """Run every batch up to where it stops; see those that stop at group `only`, or at the first one met."""
+        met, seeing = [], only
+        for number, call in enumerate(calls):
+            try:
+                _way(layer, index, call)()
+            except _Reached as reached:
+                group = stops.rank[reached.name]
+                met.append(reached.name)
+                seeing = group if seeing is None else seeing
+                if group == seeing:
+                    solver.see(groups[group], reached.inputs, number)
+        return stops.earliest(met), seeing
+
+    with stops.at(stop):
+        while True:
+            earliest, seen = look(None)
+            if (first := agree(earliest)) == len(groups):
+                break
+            if not agree(int(seen in (first, None))):  # some batch, somewhere, stopped before what was summed for
+                solver.forget()
+                look(first)
+            solver.solve(groups[first])
+            stops.pending -= set(groups[first])
+        for call in calls:
+            call.hidden_BSH = _way(layer, index, call)()
+    return stops.left()
+
+
+class _Reached(Exception):
+    """Unwinds a layer's forward at a linear that is still to be quantized."""
+
+    def __init__(self, name: str, inputs: torch.Tensor) -> None:
+        self.name, self.inputs = name, inputs
+
+
+class _Stops:
+    """The linears of a layer at which a forward pass is held up, as long as they are pending."""
+
+    def __init__(self, layer: nn.Module, groups: Sequence[Sequence[str]], solver: Solver) -> None:
+        self.rank = {name: position for position, names in enumerate(groups) for name in names}
+        self.pending = set(self.rank)
+        self._modules = {name: layer.get_submodule(name) for name in self.rank}
+        self._solver = solver
+
+    def earliest(self, names: Sequence[str]) -> int:
+        """Position of the first group among `names`; the number of groups where there is no name."""
+        return min((self.rank[name] for name in names), default=1 + max(self.rank.values(), default=-1))
+
+    def left(self) -> list[str]:
+        """What is still pending, in the order of the groups."""
+        return [name for name in self.rank if name in self.pending]
+
+    @contextmanager
+    def at(self, stop: Callable[[str, torch.Tensor], object]) -> Iterator[None]:
+        """Call `stop` wherever a pending linear is reached."""
+
+        def guarded(name: str, original: Callable[[torch.Tensor], torch.Tensor]) -> Callable[..., torch.Tensor]:
+            def forward(inputs: torch.Tensor) -> torch.Tensor:
+                if name in self.pending:
+                    stop(name, inputs)
+                self._solver.present(name)
+                return original(inputs)
+
+            return forward
+
+        try:
+            for name, module in self._modules.items():
+                module.forward = guarded(name, module.forward)
+            yield
+        finally:
+            for module in self._modules.values():
+                vars(module).pop("forward", None)
+
+
+def _way(layer: nn.Module, index: int, call: Calls) -> Callable[[], torch.Tensor]:
+    args, kwargs = call.arguments[index]
+    return lambda: _hidden(layer(call.hidden_BSH, *args, **kwargs))
 
 
 def _hidden(output: Any) -> torch.Tensor:

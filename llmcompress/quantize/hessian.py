@@ -84,23 +84,47 @@ class Hessians:
     held_out_II: torch.Tensor | None
     num_tokens: int
 
+    def cpu(self) -> Hessians:
+        """The same on the processor."""
+        held_out_II = None if self.held_out_II is None else self.held_out_II.cpu()
+        return Hessians(self.solve_II.cpu(), held_out_II, self.num_tokens)
 
-def hessians(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> Hessians:
-    """Accumulate both Hessians, on the processor: the last sixteenth of every batch's tokens is held out.
 
-    A sixteenth of a batch is whole rows wherever it has a multiple of sixteen. Arguments as `accumulate`'s.
+class HessianSums:
+    """Both Hessians under way: the last sixteenth of every batch's tokens goes to the one held out.
+
+    A sixteenth of a batch is whole rows wherever it has a multiple of sixteen.
     """
-    kept: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    spared: list[tuple[torch.Tensor, torch.Tensor | None]] = []
-    for x, mask in zip(inputs, masks, strict=True):
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.solve, self.held_out = HessianSum(width, device), HessianSum(width, device)
+
+    @property
+    def num_tokens(self) -> int:
+        """Real tokens in both together."""
+        return self.solve.num_tokens + self.held_out.num_tokens
+
+    def add(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:
+        """One batch; see `HessianSum.add`."""
         x_TI = x.reshape(-1, x.shape[-1])
         mask_T = None if mask is None else mask.reshape(-1)
         cut = len(x_TI) - len(x_TI) // HELD_OUT_SHARE
-        for part, where in ((kept, slice(None, cut)), (spared, slice(cut, None))):
-            part.append((x_TI[where], None if mask_T is None else mask_T[where]))
-    solve_II, num_solve = accumulate(*zip(*kept, strict=True))
-    held_out_II, num_held_out = accumulate(*zip(*spared, strict=True))
-    return Hessians(solve_II.cpu(), held_out_II.cpu() if num_held_out else None, num_solve + num_held_out)
+        self.solve.add(x_TI[:cut], None if mask_T is None else mask_T[:cut])
+        self.held_out.add(x_TI[cut:], None if mask_T is None else mask_T[cut:])
+
+    def means(self) -> Hessians:
+        """What was seen. Ends the sums."""
+        solve_II, num_solve = self.solve.mean()
+        held_out_II, num_held_out = self.held_out.mean()
+        return Hessians(solve_II, held_out_II if num_held_out else None, num_solve + num_held_out)
+
+
+def hessians(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> Hessians:
+    """Both Hessians of batches at hand; arguments as `accumulate`'s."""
+    total = HessianSums(inputs[0].shape[-1], inputs[0].device)
+    for x, mask in zip(inputs, masks, strict=True):
+        total.add(x, mask)
+    return total.means()
 
 
 def damping(hessian_II: torch.Tensor, dampening_frac: float) -> float:
@@ -123,13 +147,20 @@ def dampened(hessian_II: torch.Tensor, dampening_frac: float) -> torch.Tensor:
     return found_II
 
 
+ROWS_AT_A_TIME = 1024
+
+
 def relative_error(weight_OI: torch.Tensor, quantized_OI: torch.Tensor, hessian_II: torch.Tensor | None) -> float:
     """||(W - Q) X||^2 / ||W X||^2 over the calibration tokens; without a Hessian, ||W - Q||^2 / ||W||^2.
 
     0 for a weight (or input) that is all zero and kept so.
     """
-    difference_OI = weight_OI.to(torch.float32) - quantized_OI.to(torch.float32)
-    lost, whole = _energy(difference_OI, hessian_II), _energy(weight_OI.to(torch.float32), hessian_II)
+    lost = whole = 0.0
+    for start in range(0, len(weight_OI), ROWS_AT_A_TIME):
+        rows = slice(start, start + ROWS_AT_A_TIME)
+        own_OI = weight_OI[rows].to(torch.float32)
+        lost += _energy(own_OI - quantized_OI[rows].to(torch.float32), hessian_II)
+        whole += _energy(own_OI, hessian_II)
     return lost / whole if whole > 0 else 0.0
 
 

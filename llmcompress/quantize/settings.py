@@ -41,6 +41,9 @@ class QuantizeSettings(BaseModel):
     num_samples: int | None = Field(None, ge=1, description="rows of calibration text")
     seq_len: int | None = Field(None, ge=2, description="tokens per row")
     batch_tokens: int = Field(4096, ge=1, description="calibration tokens that pass through a layer together")
+    activation_memory_mb: int = Field(
+        4096, ge=0, description="MiB that calibration text may hold between and inside layers; beyond it, recompute"
+    )
     ignore: list[str] = Field([], description="paths of linears to leave in full precision (shell wildcards)")
     overrides: list[Override] = Field([], description="other grids for some linears")
     on_failure: Literal["raise", "rtn"] = Field("raise", description="what to do with a linear that cannot be solved")

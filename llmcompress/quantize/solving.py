@@ -1,12 +1,16 @@
 """One decoder layer, quantized: Hessians from what flows through it, codes from the method, a row for the report.
 
-Between `LayerStream`, which says when a linear is due, and `Method`, which knows no model.
+Between the layer stream, which says what a linear is about to read and when all of it was seen, and `Method`, which
+knows no model. Linears that read the same tensor are solved as one tall weight: one Hessian, one factor, one sweep.
+A weight is in memory from when it is its turn until the text has gone through it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import groupby
 
 import torch
 from pydantic import BaseModel
@@ -14,11 +18,15 @@ from torch import nn
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.models.layout import put_weight_OI, weight_OI
-from llmcompress.quantize.choosing import Choice, choose
-from llmcompress.quantize.hessian import Hessians, hessians, relative_error
+from llmcompress.models.skeleton import set_parameter
+from llmcompress.quantize.choosing import Choice, best, tried
+from llmcompress.quantize.hessian import Hessians, HessianSums, relative_error
+from llmcompress.quantize.ledger import Ledger
 from llmcompress.quantize.method import METHODS, Method
 from llmcompress.quantize.targets import Target
+from llmcompress.quantize.together import solve_rows
 from llmcompress.quantize.weight import QuantizedWeight
+from llmcompress.quantize.world import ProcessLostError, World
 from llmcompress.report import LinearRow
 from llmcompress.scheme import WeightScheme
 
@@ -30,7 +38,8 @@ DAMPENING_FRAC = 0.05
 class LayerSolver:
     """Quantizes the targets of one layer as they fall due; collects weights and rows.
 
-    masks: per batch, bool [B, S] with False on padding, or None where every token is real.
+    masks: per batch, bool [B, S] with False on padding, or None where every token is real. device, dtype: of the
+    forward pass. read: a target's weight, as it is stored. world: the processes that share the work.
     """
 
     layer: nn.Module
@@ -41,53 +50,129 @@ class LayerSolver:
     on_failure: str
     refine_sweeps: int
     scale_dtype: torch.dtype
+    device: torch.device
+    dtype: torch.dtype
+    read: Callable[[Target], torch.Tensor]
+    ledger: Ledger
+    world: World
     weights: dict[str, QuantizedWeight] = field(default_factory=dict)
     rows: list[LinearRow] = field(default_factory=list)
-    _inputs: list[torch.Tensor] = field(default_factory=list)
-    _hessians: Hessians | None = None
+    _sums: HessianSums | None = None
 
-    def due(self, local: str, inputs: list[torch.Tensor], batches: list[int]) -> None:
-        """Quantize one linear on `inputs` ([..., I] per batch), and put the dequantized weight in its place.
+    def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int) -> None:
+        """Add what `names` are about to read in one batch ([..., I]) to their Hessian."""
+        mask = self.masks[batch]
+        self._refuse_padding_lost(names[0], inputs, mask)
+        with self.ledger.of("hessian"):
+            if self._sums is None:
+                self._sums = HessianSums(inputs.shape[-1], inputs.device)
+            before = self._sums.num_tokens
+            self._sums.add(inputs, mask)
+        tokens = self._sums.num_tokens - before
+        self.ledger.needs("hessian", tokens * inputs.shape[-1] ** 2)
+        for name in names:
+            self.ledger.needs("forward", 2.0 * tokens * self.targets[name].out_features * inputs.shape[-1])
 
-        The Hessian of the linear before is used again where it was computed from the very same tensors.
-        """
-        same = len(inputs) == len(self._inputs) and all(a is b for a, b in zip(inputs, self._inputs, strict=True))
-        if not same or self._hessians is None:
-            masks = [self.masks[batch] for batch in batches]
-            self._refuse_padding_lost(local, inputs, masks)
-            self._hessians, self._inputs = hessians(inputs, masks), inputs
-        self._quantize(local, self._hessians)
+    def forget(self) -> None:
+        """Drop what was seen since the last solution."""
+        self._sums = None
 
-    def without_calibration(self, local: str) -> None:
+    def solve(self, names: Sequence[str]) -> None:
+        """Quantize linears that read one tensor, and put the dequantized weights in their places."""
+        self._release()
+        width = self.targets[names[0]].in_features
+        with self.ledger.of("hessian"):
+            sums, self._sums = self._sums or HessianSums(width, self.device), None
+            self.world.add_up(sums.solve)
+            self.world.add_up(sums.held_out)
+            seen = sums.means()
+        self.ledger.needs("solving", width**3 / 3)
+        with self.ledger.of("solving"):
+            for _, alike in groupby(names, lambda name: self.targets[name].scheme):
+                self._quantize(list(alike), seen)
+
+    def without_calibration(self, name: str) -> None:
         """Quantize one linear that no text is needed for, or that none reached."""
-        self._quantize(local, None)
+        self._release()
+        with self.ledger.of("solving"):
+            self._quantize([name], None)
+        self._release()
 
-    def _refuse_padding_lost(
-        self, local: str, inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]
-    ) -> None:
-        for x, mask in zip(inputs, masks, strict=True):
-            if mask is not None and x.shape[:-1] != mask.shape:
-                raise LLMCompressError(
-                    f"{self.targets[local].name}: sees tokens in another arrangement {list(x.shape)} than the padded "
-                    f"calibration rows {list(mask.shape)}, so padding cannot be kept out of its Hessian",
-                    "calibrate on packed text (chat_template: false)",
-                )
+    def present(self, name: str) -> None:
+        """Put a solved weight back in its place, should it have left it."""
+        module = self.layer.get_submodule(name)
+        if weight_OI(module).is_meta:
+            put_weight_OI(module, self.weights[name].dequantize().to(self.device, self.dtype))
 
-    def _quantize(self, local: str, seen: Hessians | None) -> None:
-        target, module = self.targets[local], self.layer.get_submodule(local)
-        original_OI = weight_OI(module).to("cpu", torch.float32).contiguous()
-        reason, method = None, self.method
+    def _release(self) -> None:
+        for name in self.weights:
+            module = self.layer.get_submodule(name)
+            if not weight_OI(module).is_meta:
+                set_parameter(module, "weight", torch.empty_like(module.weight, device="meta"))  # type: ignore[arg-type]
+
+    def _refuse_padding_lost(self, name: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+        if mask is not None and inputs.shape[:-1] != mask.shape:
+            raise LLMCompressError(
+                f"{self.targets[name].name}: sees tokens in another arrangement {list(inputs.shape)} than the padded "
+                f"calibration rows {list(mask.shape)}, so padding cannot be kept out of its Hessian",
+                "calibrate on packed text (chat_template: false)",
+            )
+
+    def _quantize(self, names: list[str], seen: Hessians | None) -> None:
+        """Quantize linears of one grid that read one tensor."""
+        first = self.targets[names[0]]
+        whole_OI = self._stacked(names)
+        sizes = [self.targets[name].out_features for name in names]
+        reason, method, depend = None, self.method, first.scheme.double_quant
         try:
-            choice = self._solved(original_OI, target.scheme, seen)
+            if method.needs_hessian and (seen is None or seen.num_tokens == 0):
+                raise LLMCompressError("no calibration token reached it", "use more or other calibration text")
+            solve = partial(self._solved, scheme=first.scheme, seen=seen)
+            solved = solve_rows(whole_OI, sizes, solve, self.world, depend)
+        except ProcessLostError:
+            raise
         except LLMCompressError as error:
             if self.on_failure != "rtn":
                 hint = error.hint or "pass --on-failure rtn to round such linears"
-                raise LLMCompressError(f"{target.name}: {error.message}", hint) from error
+                raise LLMCompressError(f"{first.name}: {error.message}", hint) from error
             reason, method, seen = error.message, METHODS.get("rtn"), None
-            choice = Choice(method.solve(original_OI, None, target.scheme, self.scale_dtype, method.settings()))
+            solve = partial(self._rounded, scheme=first.scheme)
+            solved = solve_rows(whole_OI, sizes, solve, self.world, depend)
+        seen = None if seen is None else seen.cpu()
+        for name, original_OI, versions in zip(names, whole_OI.split(sizes), solved, strict=True):
+            choice = best(original_OI, versions, seen) if seen else Choice(versions[0])
+            self._keep(name, original_OI, choice, method.name, reason, seen)
+
+    def _solved(self, weight_OI: torch.Tensor, scheme: WeightScheme, seen: Hessians | None) -> list[QuantizedWeight]:
+        """The method's solution for some rows, and its refinement."""
+        if seen is None:
+            return [self.method.solve(weight_OI, None, scheme, self.scale_dtype, self.settings)]
+        plain = self.method.solve(weight_OI, seen.solve_II, scheme, self.scale_dtype, self.settings)
+        dampening_frac = getattr(self.settings, "dampening_frac", DAMPENING_FRAC)
+        return tried(weight_OI, plain, seen, dampening_frac, self.scale_dtype, self.refine_sweeps)
+
+    def _rounded(self, weight_OI: torch.Tensor, scheme: WeightScheme) -> list[QuantizedWeight]:
+        rtn = METHODS.get("rtn")
+        return [rtn.solve(weight_OI, None, scheme, self.scale_dtype, rtn.settings())]
+
+    def _stacked(self, names: Sequence[str]) -> torch.Tensor:
+        """The weights of `names` in float32 on the processor, one below the other."""
+        targets = [self.targets[name] for name in names]
+        whole_OI = torch.empty(sum(one.out_features for one in targets), targets[0].in_features)
+        for target, rows_OI in zip(targets, whole_OI.split([one.out_features for one in targets]), strict=True):
+            stored = self.read(target)
+            rows_OI.copy_(stored.t() if target.transposed else stored)
+        return whole_OI
+
+    def _keep(
+        self, name: str, original_OI: torch.Tensor, choice: Choice, method: str, reason: str | None,
+        seen: Hessians | None,
+    ) -> None:  # fmt: skip
+        target, dense_OI = self.targets[name], choice.weight.dequantize()
         hessian_II = seen.solve_II if seen else None
-        dense_OI = choice.weight.dequantize()
-        self.weights[local] = choice.weight
+        self.weights[name] = choice.weight
+        if hessian_II is not None:
+            self.ledger.needs("solving", target.out_features * target.in_features**2)
         self.rows.append(
             LinearRow(
                 name=target.name,
@@ -95,7 +180,7 @@ class LayerSolver:
                 scheme=target.scheme.label(),
                 grid=asdict(target.scheme),
                 stem=target.stem,
-                method=method.name,
+                method=method,
                 outcome="fell_back" if reason else "quantized",
                 reason=reason,
                 relative_error=relative_error(original_OI, dense_OI, hessian_II),
@@ -106,13 +191,4 @@ class LayerSolver:
                 digest=choice.weight.digest(),
             )
         )
-        put_weight_OI(module, dense_OI.to(weight_OI(module).device))
-
-    def _solved(self, original_OI: torch.Tensor, scheme: WeightScheme, seen: Hessians | None) -> Choice:
-        if not self.method.needs_hessian:
-            return Choice(self.method.solve(original_OI, None, scheme, self.scale_dtype, self.settings))
-        if seen is None or seen.num_tokens == 0:
-            raise LLMCompressError("no calibration token reached it", "use more or other calibration text")
-        plain = self.method.solve(original_OI, seen.solve_II, scheme, self.scale_dtype, self.settings)
-        dampening_frac = getattr(self.settings, "dampening_frac", DAMPENING_FRAC)
-        return choose(original_OI, plain, seen, dampening_frac, self.scale_dtype, self.refine_sweeps)
+        put_weight_OI(self.layer.get_submodule(name), dense_OI.to(self.device, self.dtype))

@@ -1,6 +1,7 @@
 """The quantize stage: a checkpoint in, a smaller one out, one decoder layer in memory at a time.
 
     plan ─> calibration ─> for each layer: fill, stream, solve, pack, keep ─> assemble ─> reopen and compare ─> rename
+                           (read ahead)                    (written behind)
 
 A finished layer is kept in the workspace; a run that was killed replays the text through the layers already done (a
 forward pass through the very weights it would have gone on with) and continues at the first that is not, which is why
@@ -23,18 +24,24 @@ from llmcompress.checkpoint.tensors import torch_dtype
 from llmcompress.data.calibration import CalibrationSet, CalibrationSpec, load_calibration
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.models import skeleton
-from llmcompress.models.layout import DecoderLayers, decoder_layers, put_weight_OI
-from llmcompress.models.stream import Calls, capture, plain, share_arguments, staged
+from llmcompress.models.activations import ActivationFile
+from llmcompress.models.layout import DecoderLayers, decoder_layers, hidden_size, put_weight_OI
+from llmcompress.models.sharing import shared_inputs
+from llmcompress.models.stream import Calls, capture, plain, recomputed, share_arguments, staged
 from llmcompress.progress import Progress
 from llmcompress.quantize.assemble import assemble, describe_source
+from llmcompress.quantize.footprint import Footprint, footprint
 from llmcompress.quantize.format import FORMATS, Format, Layout
+from llmcompress.quantize.ledger import Ledger
 from llmcompress.quantize.method import METHODS
+from llmcompress.quantize.overlap import ReadAhead, WriteBehind
 from llmcompress.quantize.roundtrip import unpack_row
 from llmcompress.quantize.settings import QuantizeSettings
 from llmcompress.quantize.solving import LayerSolver
-from llmcompress.quantize.targets import Plan, plan
+from llmcompress.quantize.targets import Plan, Target, plan
 from llmcompress.quantize.workspace import Workspace
-from llmcompress.report import LinearRow, RunReport
+from llmcompress.quantize.world import ProcessLostError, World
+from llmcompress.report import LinearRow, RunReport, Work
 
 
 @dataclass
@@ -51,6 +58,12 @@ class _Job:
     workspace: Workspace
     device: torch.device
     dtype: torch.dtype
+    compute: torch.dtype
+    world: World
+    ledger: Ledger
+    footprint: Footprint | None
+    reader: ReadAhead
+    writer: WriteBehind
 
 
 def quantize(
@@ -87,15 +100,72 @@ def quantize(
     source.require_finite()
     report.source = describe_source(source, model)
     report.calibration = calibration.provenance if calibration else None
-    workspace = Workspace.open(out, key)
-    job = _Job(source, model, layers, names, plan_, formats, settings, workspace, devices.best(), dtype)
+    world = World.join()
+    workspace = _workspace(out, key, world)
+    device = devices.best()
+    job = _Job(
+        source, model, layers, names, plan_, formats, settings, workspace, device, dtype,
+        torch.bfloat16 if device.type == "cuda" and dtype == torch.bfloat16 else torch.float32,
+        world, Ledger(), _footprint(calibration, settings, model, plan_, world),
+        ReadAhead(source, _reading_order(layers, names, workspace)), WriteBehind(),
+    )  # fmt: skip
     try:
         report.linears = [*_solve_all(job, calibration, progress), *plan_.skipped]
-        assemble(source, out, workspace, formats, layout, plan_, report, progress)
-    except LLMCompressError:  # trying again would meet the same error; only an interruption is worth resuming
-        workspace.discard()
+        if world.first:
+            report.work = _work(job)
+            assemble(source, out, workspace, formats, layout, plan_, report, progress)
+        world.wait()
+    except ProcessLostError:
         raise
+    except LLMCompressError:  # trying again would meet the same error; only an interruption is worth resuming
+        if world.first:
+            workspace.discard()
+        raise
+    finally:
+        job.reader.close()
+        job.writer.close()
     return report
+
+
+def _workspace(out: Path, key: str, world: World) -> Workspace:
+    """The scratch folder, opened by the first process for all."""
+    if world.first:
+        Workspace.open(out, key)
+    world.wait()
+    return Workspace.of(out)
+
+
+def _reading_order(layers: DecoderLayers, names: dict[str, str], workspace: Workspace) -> list[str]:
+    """The tensors of the layers that are still to do, in the order in which they are asked for."""
+    start = next((i for i in range(len(layers.layers)) if workspace.finished_rows(i) is None), len(layers.layers))
+    expected: list[str] = []
+    for index in range(start, len(layers.layers)):
+        found = [names.get(f"{layers.name(index)}.{local}") for local, _ in layers.layers[index].named_parameters()]
+        expected += [name for name in found if name]
+    return expected
+
+
+def _footprint(
+    calibration: CalibrationSet | None, settings: QuantizeSettings, model: nn.Module, plan_: Plan, world: World
+) -> Footprint | None:
+    if calibration is None:
+        return None
+    rows, length = calibration.tokens_NS.shape
+    mine = world.share(rows)
+    if rows < world.size:
+        raise LLMCompressError(f"num_samples {rows}: fewer rows of text than the {world.size} processes")
+    return footprint(
+        (mine.stop - mine.start) * length,
+        max(settings.batch_tokens, length),
+        hidden_size(model),
+        max(target.in_features for target in plan_.targets),
+        settings.activation_memory_mb << 20,
+    )
+
+
+def _work(job: _Job) -> Work:
+    taken = job.footprint or Footprint("staged", "memory", None, 0, 0)
+    return job.ledger.work(taken.form, taken.activations, taken.reason, job.world.size)
 
 
 def _method_settings(settings: QuantizeSettings) -> BaseModel:
@@ -140,8 +210,11 @@ def _solve_all(job: _Job, calibration: CalibrationSet | None, progress: Progress
     start = finished.index(None) if None in finished else total
     if start > 0:
         progress.message(f"resuming: {start} of {total} decoder layers are done")
+    if job.footprint is not None and job.footprint.reason:
+        progress.message(f"{job.footprint.form}, activations in {job.footprint.activations}: {job.footprint.reason}")
     with torch.no_grad(), progress.step("quantizing decoder layers", total) as bar:
-        calls, masks = _captured(job, calibration) if calibration is not None and start < total else ([], [])
+        with job.ledger.of("forward"):
+            calls, masks = _captured(job, calibration) if calibration is not None and start < total else ([], [])
         for index in range(total):
             done = finished[index] if index < start else None
             if done is None:
@@ -150,6 +223,8 @@ def _solve_all(job: _Job, calibration: CalibrationSet | None, progress: Progress
                 _replay(job, index, calls, done)
             rows += done
             bar.advance(1, f"layer {index}")
+        with job.ledger.of("writing"):
+            job.writer.wait()
     return rows
 
 
@@ -162,16 +237,23 @@ def _captured(job: _Job, calibration: CalibrationSet) -> tuple[list[Calls], list
     outside = [n for n, _ in model.named_parameters() if not n.startswith(inside) and n.rpartition(".")[0] not in heads]
     for name in outside:
         if name in job.names:
-            value = job.source.tensor(job.names[name]).to(device, torch.float32)
+            value = job.source.tensor(job.names[name]).to(device, job.compute)
             skeleton.set_parameter(model, name, value)
     for module in model.modules():
         for local, buffer in module._buffers.items():
             module._buffers[local] = buffer.to(device) if buffer is not None else None
-    rows = max(1, job.settings.batch_tokens // calibration.tokens_NS.shape[1])
+    mine = job.world.share(len(calibration.tokens_NS))
+    tokens_NS, mask_NS = calibration.tokens_NS[mine], calibration.mask_NS[mine]
+    rows = max(1, job.settings.batch_tokens // tokens_NS.shape[1])
     layers = model.get_submodule(job.layers.path)
-    assert isinstance(layers, nn.ModuleList)
-    batches = list(zip(calibration.tokens_NS.split(rows), calibration.mask_NS.split(rows), strict=True))
-    calls = [capture(model, layers, tokens.to(device), mask.to(device)) for tokens, mask in batches]
+    assert isinstance(layers, nn.ModuleList) and job.footprint is not None
+    batches = list(zip(tokens_NS.split(rows), mask_NS.split(rows), strict=True))
+    file = ActivationFile(job.workspace.folder) if job.footprint.activations == "disk" else None
+    calls: list[Calls] = []
+    for tokens, mask in batches:
+        calls.append(capture(model, layers, tokens.to(device), mask.to(device)))
+        if file is not None:
+            calls[-1].park(file)
     share_arguments(calls)
     for name in outside:
         skeleton.set_parameter(model, name, torch.empty_like(model.get_parameter(name), device="meta"))
@@ -181,46 +263,55 @@ def _captured(job: _Job, calibration: CalibrationSet) -> tuple[list[Calls], list
 def _solve_layer(job: _Job, index: int, calls: list[Calls], masks: Sequence[torch.Tensor | None]) -> list[LinearRow]:
     layer = job.layers.layers[index]
     targets = {target.local: target for target in job.plan.of_layer(index)}
-    method = METHODS.get(job.settings.method)
+    groups = shared_inputs(layer, index, calls[0], list(targets)) if calls else []
     solver = LayerSolver(
-        layer,
-        targets,
-        masks,
-        method,
-        _method_settings(job.settings),
-        job.settings.on_failure,
-        job.settings.refine_sweeps,
-        job.dtype,
-    )
-    skeleton.fill(layer, job.layers.name(index), job.names, job.source, job.device)
-    if calls:
-        modules = {local: layer.get_submodule(local) for local in targets}
-        for local in staged(layer, index, calls, modules, solver.due):
-            solver.without_calibration(local)
-    else:
-        for local in targets:
-            solver.without_calibration(local)
+        layer, targets, masks, METHODS.get(job.settings.method), _method_settings(job.settings),
+        job.settings.on_failure, job.settings.refine_sweeps,
+        job.dtype, job.device, job.compute, lambda target: job.reader.tensor(target.tensor),
+        job.ledger, job.world,
+    )  # fmt: skip
+    weights = [f"{local}.weight" for local in targets]
+    prefix = job.layers.name(index)
+    with job.ledger.of("reading"):
+        skeleton.fill(layer, prefix, job.names, job.reader.tensor, job.device, job.compute, leave=weights)
+    with job.ledger.of("forward"):
+        form = recomputed if job.footprint and job.footprint.form == "recomputed" else staged
+        unreached = form(layer, index, calls, groups, solver, job.world.least) if calls else list(targets)
+    for local in unreached:
+        solver.without_calibration(local)
     skeleton.empty(layer)
     order = {target.name: position for position, target in enumerate(targets.values())}
     rows = sorted(solver.rows, key=lambda row: order[row.name])
-    packed: dict[str, dict[str, torch.Tensor]] = {format.name: {} for format in job.formats}
-    for format in job.formats:
-        for local, weight in solver.weights.items():
-            for suffix, tensor in format.pack(weight, job.dtype).items():
-                packed[format.name][f"{targets[local].stem}.{suffix}"] = tensor
-    job.workspace.finish_layer(index, packed, rows)
+    if job.world.first:
+        _keep(job, index, targets, solver, rows)
     return rows
+
+
+def _keep(job: _Job, index: int, targets: dict[str, Target], solver: LayerSolver, rows: list[LinearRow]) -> None:
+    """Pack a solved layer and have it written while the next one is solved."""
+    packed: dict[str, dict[str, torch.Tensor]] = {format.name: {} for format in job.formats}
+    with job.ledger.of("packing"):
+        for local in list(solver.weights):
+            weight = solver.weights.pop(local)
+            for format in job.formats:
+                for suffix, tensor in format.pack(weight, job.dtype).items():
+                    packed[format.name][f"{targets[local].stem}.{suffix}"] = tensor
+    with job.ledger.of("writing"):
+        job.writer.submit(lambda: job.workspace.finish_layer(index, packed, rows))
 
 
 def _replay(job: _Job, index: int, calls: list[Calls], rows: Sequence[LinearRow]) -> None:
     """Move the text through a layer that an earlier run finished, through its quantized weights."""
     layer, format = job.layers.layers[index], job.formats[0]
-    skeleton.fill(layer, job.layers.name(index), job.names, job.source, job.device)
+    locals_ = {target.name: target.local for target in job.plan.of_layer(index)}
+    weights = [f"{local}.weight" for local in locals_.values()]
+    prefix = job.layers.name(index)
+    skeleton.fill(layer, prefix, job.names, job.source.tensor, job.device, job.compute, leave=weights)
     stored = {t.name: t for t in job.workspace.packed([index], format.name)}
     scratch = Checkpoint(str(job.workspace.folder), job.workspace.folder, None, None, {}, stored)
-    locals_ = {target.name: target.local for target in job.plan.of_layer(index)}
     for row in rows:
         weight = unpack_row(scratch, row, format)
-        put_weight_OI(layer.get_submodule(locals_[row.name]), weight.dequantize().to(job.device))
-    plain(layer, index, calls)
+        put_weight_OI(layer.get_submodule(locals_[row.name]), weight.dequantize().to(job.device, job.compute))
+    with job.ledger.of("forward"):
+        plain(layer, index, calls)
     skeleton.empty(layer)

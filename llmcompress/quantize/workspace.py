@@ -30,7 +30,7 @@ class Workspace:
     @classmethod
     def open(cls, out: Path, key: str) -> Workspace:
         """The workspace for `out`, kept if it was begun under the same key, else begun anew."""
-        folder = out.parent / f".{out.name}.partial"
+        folder = cls.of(out).folder
         mark = folder / "key"
         if not mark.is_file() or mark.read_text(encoding="utf-8") != key:
             shutil.rmtree(folder, ignore_errors=True)
@@ -38,6 +38,11 @@ class Workspace:
             mark.write_text(key, encoding="utf-8")
         shutil.rmtree(folder / "final", ignore_errors=True)
         return cls(folder)
+
+    @classmethod
+    def of(cls, out: Path) -> Workspace:
+        """The workspace for `out` as another process opened it."""
+        return cls(out.parent / f".{out.name}.partial")
 
     @property
     def final(self) -> Path:

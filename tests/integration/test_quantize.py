@@ -112,6 +112,34 @@ def test_the_same_run_twice_gives_the_same_bytes(make: Callable[..., Path], comp
     assert digests[0][path.name] == hashlib.sha256(path.read_bytes()).hexdigest()
 
 
+@pytest.mark.parametrize("name", ["llama", "phi", "gpt2"])
+def test_without_memory_for_activations_the_result_is_the_same(
+    name: str, make: Callable[..., Path], compress: Compress, tmp_path: Path
+) -> None:
+    source = make(name)
+    whole = compress(source, tmp_path / "whole", format=["gptq"])
+    small = compress(source, tmp_path / "small", format=["gptq"], activation_memory_mb=0)
+    assert whole.work is not None and small.work is not None
+    assert (whole.work.form, whole.work.activations, whole.work.reason) == ("staged", "memory", None)
+    assert (small.work.form, small.work.activations) == ("recomputed", "disk")
+    assert small.work.reason is not None and "activation_memory_mb" in small.work.reason
+    assert [row.digest for row in small.linears] == [row.digest for row in whole.linears]
+    assert small.work.flops == whole.work.flops, "what the work needs at least does not depend on how it is done"
+
+
+def test_the_report_counts_what_the_work_needs(make: Callable[..., Path], compress: Compress) -> None:
+    work = compress(make("llama")).work
+    assert work is not None
+    tokens, shapes = 16 * 64, {"q": (64, 64), "k": (32, 64), "v": (32, 64), "o": (64, 64), "gate": (128, 64)}
+    shapes |= {"up": (128, 64), "down": (64, 128)}
+    weights = sum(rows * width for rows, width in shapes.values())
+    assert work.flops["forward"] == 2 * 2 * weights * tokens
+    assert work.flops["hessian"] == 2 * tokens * (3 * 64**2 + 128**2), "four Hessians a layer, a triangle each"
+    codes = sum(rows * width**2 for rows, width in shapes.values())
+    assert work.flops["solving"] == pytest.approx(2 * (codes + (3 * 64**3 + 128**3) / 3))
+    assert {"forward", "hessian", "solving", "reading", "packing", "writing"} <= set(work.seconds)
+
+
 def test_overrides_give_some_linears_another_grid(
     make: Callable[..., Path], compress: Compress, tmp_path: Path
 ) -> None:
@@ -195,14 +223,14 @@ def test_a_quantized_checkpoint_is_not_quantized_again(
 def test_a_failing_linear_is_named_and_falls_back_only_on_request(
     make: Callable[..., Path], compress: Compress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from llmcompress.quantize import hessian as module
+    from llmcompress.quantize.hessian import HessianSum
 
-    def spoiled(inputs: Any, masks: Any) -> tuple[torch.Tensor, int]:
-        hessian, count = accumulate(inputs, masks)
+    def spoiled(self: HessianSum) -> tuple[torch.Tensor, int]:
+        hessian, count = mean(self)
         return (hessian * float("nan") if hessian.shape[0] == 128 else hessian), count
 
-    accumulate = module.accumulate
-    monkeypatch.setattr(module, "accumulate", spoiled)
+    mean = HessianSum.mean
+    monkeypatch.setattr(HessianSum, "mean", spoiled)
     source = make("llama")
     with pytest.raises(LLMCompressError, match=r"model.layers.0.mlp.down_proj: its Hessian is not finite"):
         compress(source)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,10 @@ from torch import nn
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError
 from llmcompress.models import skeleton
+from llmcompress.models.activations import ActivationFile, Slot
 from llmcompress.models.layout import decoder_layers, linears, put_weight_OI, weight_OI
-from llmcompress.models.stream import Calls, capture, plain, share_arguments, staged
+from llmcompress.models.sharing import shared_inputs
+from llmcompress.models.stream import Calls, capture, plain, recomputed, share_arguments, staged
 from tests import tiny_models
 
 
@@ -29,6 +32,31 @@ def batches(model: nn.Module, padded: bool = False) -> tuple[list[torch.Tensor],
     if padded:
         mask[1, 12:] = mask[4, 7:] = False
     return list(tokens.split(2)), list(mask.split(2))
+
+
+class Solves:
+    """A solver that calls `solve(names, inputs, batch numbers)`."""
+
+    def __init__(self, solve: Callable[[Sequence[str], list[torch.Tensor], list[int]], object]) -> None:
+        self._solve, self._seen = solve, []  # type: ignore[var-annotated]
+
+    def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int) -> None:
+        self._seen.append((inputs, batch))
+
+    def solve(self, names: Sequence[str]) -> None:
+        self._solve(names, [x for x, _ in self._seen], [number for _, number in self._seen])
+        self.forget()
+
+    def forget(self) -> None:
+        self._seen = []
+
+    def present(self, name: str) -> None:
+        pass
+
+
+def groups(folder: Path, index: int, call: Calls) -> list[list[str]]:
+    layer = decoder_layers(skeleton.build(Checkpoint.open(folder))).layers[index]
+    return shared_inputs(layer, index, call, list(linears(layer)))
 
 
 def captured(model: nn.Module, padded: bool = False) -> list[Calls]:
@@ -60,7 +88,10 @@ def test_streaming_layer_by_layer_is_the_models_own_forward(tmp_path: Path, name
 
 
 @pytest.mark.parametrize("name", tiny_models.configs())
-def test_each_linear_runs_once_a_batch_and_sees_what_earlier_ones_became(tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("form", [staged, recomputed])
+def test_each_linear_runs_once_a_batch_and_sees_what_earlier_ones_became(
+    tmp_path: Path, name: str, form: Callable[..., list[str]]
+) -> None:
     """The reference quantizes linear after linear and runs the whole layer again for each: GPTQ's true sequential."""
     folder = tiny_models.save(tmp_path, tiny_models.configs()[name])
     ours, theirs = dense_model(folder), dense_model(folder)
@@ -74,21 +105,24 @@ def test_each_linear_runs_once_a_batch_and_sees_what_earlier_ones_became(tmp_pat
             inputs_of: dict[str, torch.Tensor] = {}
             targets = linears(layer)
 
-            def solve(local: str, inputs: list[torch.Tensor], numbers: list[int]) -> None:
+            def solve(names: Sequence[str], inputs: list[torch.Tensor], numbers: list[int]) -> None:
                 assert numbers == [0, 1, 2]
-                order.append(local)  # noqa: B023
-                inputs_of[local] = torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs])  # noqa: B023
-                module = targets[local]  # noqa: B023
-                put_weight_OI(module, (weight_OI(module) * 8).round() / 8)
+                for local in names:
+                    order.append(local)  # noqa: B023
+                    inputs_of[local] = torch.cat([x.reshape(-1, x.shape[-1]) for x in inputs])  # noqa: B023
+                    module = targets[local]  # noqa: B023
+                    put_weight_OI(module, (weight_OI(module) * 8).round() / 8)
 
             hooks = [
                 module.register_forward_hook(lambda _m, _i, _o, local=local, runs=runs: runs.update([local]))
                 for local, module in targets.items()
             ]
-            assert staged(layer, index, calls, targets, solve) == []
+            assert form(layer, index, calls, groups(folder, index, calls[0]), Solves(solve)) == []
             for hook in hooks:
                 hook.remove()
-            assert runs == dict.fromkeys(targets, 3), "one forward a batch"
+            if form is staged:
+                assert runs == dict.fromkeys(targets, 3), "one forward a batch"
+            assert sorted(order) == sorted(targets)
             for local in order:
                 module = linears(other)[local]
                 seen: list[torch.Tensor] = []
@@ -102,19 +136,54 @@ def test_each_linear_runs_once_a_batch_and_sees_what_earlier_ones_became(tmp_pat
         torch.testing.assert_close(fast.hidden_BSH, expected.hidden_BSH, rtol=0, atol=0)
 
 
-def test_linears_that_read_one_tensor_are_handed_the_very_same(tmp_path: Path) -> None:
-    model = dense_model(tiny_models.save(tmp_path, tiny_models.configs()["llama"]))
-    seen: dict[str, list[int]] = {}
-    with torch.no_grad():
+def test_linears_that_read_one_tensor_are_found_without_numbers(tmp_path: Path) -> None:
+    def shared(name: str) -> list[list[str]]:
+        folder = tiny_models.save(tmp_path / name, tiny_models.configs()[name])
+        with torch.no_grad():
+            found = groups(folder, 0, captured(dense_model(folder))[0])
+        return [[one.rsplit(".", 1)[-1] for one in names] for names in found]
+
+    assert shared("llama") == [["q_proj", "k_proj", "v_proj"], ["o_proj"], ["gate_proj", "up_proj"], ["down_proj"]]
+    assert shared("gpt2") == [["c_attn"], ["c_proj"], ["c_fc"], ["c_proj"]]
+    assert shared("phi") == [["q_proj", "k_proj", "v_proj"], ["dense"], ["fc1"], ["fc2"]] or shared("phi")[0] == [
+        "q_proj", "k_proj", "v_proj", "fc1",
+    ]  # fmt: skip
+
+
+def test_every_group_is_one_tensor_in_the_real_pass(tmp_path: Path) -> None:
+    for name in tiny_models.configs():
+        folder = tiny_models.save(tmp_path / name, tiny_models.configs()[name])
+        model = dense_model(folder)
         layer = decoder_layers(model).layers[0]
-        staged(layer, 0, captured(model), linears(layer), lambda n, x, _b: seen.update({n: [id(t) for t in x]}))
-    names = {name.rsplit(".", 1)[-1]: ids for name, ids in seen.items()}
-    assert names["q_proj"] == names["k_proj"] == names["v_proj"]
-    assert names["gate_proj"] == names["up_proj"]
-    assert len({tuple(ids) for ids in names.values()}) == 4
+        calls = captured(model)
+        seen: dict[str, torch.Tensor] = {}
+        hooks = [
+            module.register_forward_pre_hook(lambda _m, x, local=local, seen=seen: seen.update({local: x[0]}))
+            for local, module in linears(layer).items()
+        ]
+        with torch.no_grad():
+            plain(layer, 0, calls[:1])
+        for hook in hooks:
+            hook.remove()
+        for names in groups(folder, 0, captured(model)[0]):
+            assert all(seen[one] is seen[names[0]] for one in names), (name, names)
 
 
-def test_a_linear_that_no_batch_reaches_is_named(tmp_path: Path) -> None:
+def test_a_layer_that_looks_at_values_has_every_linear_by_itself() -> None:
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one, self.two = nn.Linear(4, 4, device="meta"), nn.Linear(4, 4, device="meta")
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.one(x) + self.two(x) if x.sum() > 0 else x  # type: ignore[no-any-return]
+
+    found = shared_inputs(Layer(), 0, Calls(torch.ones(1, 2, 4), [((), {})]), ["one", "two"])
+    assert found == [["one"], ["two"]]
+
+
+@pytest.mark.parametrize("form", [staged, recomputed])
+def test_a_linear_that_no_batch_reaches_is_named(form: Callable[..., list[str]]) -> None:
     class Layer(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -126,10 +195,35 @@ def test_a_linear_that_no_batch_reaches_is_named(tmp_path: Path) -> None:
     layer = Layer()
     calls = [Calls(torch.ones(1, 2, 4), [((), {})])]
     with torch.no_grad():
-        assert staged(layer, 0, calls, linears(layer), lambda *_: None) == ["unused"]
+        assert form(layer, 0, calls, [["used"], ["unused"]], Solves(lambda *_: None)) == ["unused"]
 
 
-def test_an_error_while_solving_leaves_the_layer_as_it_was(tmp_path: Path) -> None:
+@pytest.mark.parametrize("form", [staged, recomputed])
+def test_batches_that_take_different_ways_are_seen_by_what_they_reach(form: Callable[..., list[str]]) -> None:
+    """Two experts, as in a mixture: the first batch goes to the second one only."""
+
+    class Layer(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.experts = nn.ModuleList([nn.Linear(4, 4), nn.Linear(4, 4)])
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            for number, expert in enumerate(self.experts):
+                if bool((x[..., 0] == number).any()) or bool((x[..., 0] == 2).all()):
+                    x = torch.cat([x[..., :1], expert(x)[..., 1:]], -1)
+            return x
+
+    layer = Layer()
+    first = [1.0, 0.0, 2.0]
+    calls = [Calls(torch.tensor([[[kind, 1.0, 1.0, 1.0]]]), [((), {})]) for kind in first]
+    seen: dict[str, list[int]] = {}
+    with torch.no_grad():
+        left = form(layer, 0, calls, [["experts.0"], ["experts.1"]], Solves(lambda n, _x, b: seen.update({n[0]: b})))
+    assert left == [] and seen == {"experts.0": [1, 2], "experts.1": [0, 2]}
+
+
+@pytest.mark.parametrize("form", [staged, recomputed])
+def test_an_error_while_solving_leaves_the_layer_as_it_was(tmp_path: Path, form: Callable[..., list[str]]) -> None:
     model = dense_model(tiny_models.save(tmp_path, tiny_models.configs()["llama"]))
 
     def fail(*_: object) -> None:
@@ -138,9 +232,24 @@ def test_an_error_while_solving_leaves_the_layer_as_it_was(tmp_path: Path) -> No
     with torch.no_grad():
         layer, calls = decoder_layers(model).layers[0], captured(model)
         with pytest.raises(LLMCompressError):
-            staged(layer, 0, calls, linears(layer), fail)
+            form(layer, 0, calls, groups(tmp_path, 0, calls[0]), Solves(fail))
         assert all("forward" not in vars(module) for module in layer.modules())
         plain(layer, 0, calls)
+
+
+def test_hidden_states_in_a_file_are_the_same_bits(tmp_path: Path) -> None:
+    model = dense_model(tiny_models.save(tmp_path, tiny_models.configs()["llama"]))
+    with torch.no_grad():
+        here, there = captured(model), captured(model)
+        file = ActivationFile(tmp_path)
+        for call in there:
+            call.park(file)
+        for index, layer in enumerate(decoder_layers(model).layers):
+            plain(layer, index, here)
+            plain(layer, index, there)
+    assert all(torch.equal(a.hidden_BSH, b.hidden_BSH) for a, b in zip(here, there, strict=True))
+    parked = [call for call in there if isinstance(call._hidden, Slot)]
+    assert len(parked) == 3 and len({call._hidden.start for call in parked}) == 3  # type: ignore[union-attr]
 
 
 def test_a_fused_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
