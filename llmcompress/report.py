@@ -100,6 +100,17 @@ class Work(Part):
     ideal_flops_per_s: float = Field(description="of a large float32 matrix product on this machine")
 
 
+class Tuning(Part):
+    """Scales tuned end to end. Written by quantize with effort max."""
+
+    num_steps: int
+    num_scales: int
+    num_held_out_tokens: int
+    held_out_kl_before: float = Field(description="nats per token, on calibration rows that were not trained on")
+    held_out_kl_after: float = Field(description="the same with the tuned scales as the file holds them")
+    kept: bool = Field(description="whether the tuned scales are in the checkpoint: only where they are better")
+
+
 class Output(Part):
     """The checkpoint that came out. Written by quantize."""
 
@@ -223,6 +234,7 @@ class RunReport(Part):
     source: Source | None = None
     calibration: Calibration | None = None
     linears: list[LinearRow] = []
+    tuning: Tuning | None = None
     output: Output | None = None
     work: Work | None = None
     checks: list[Check] = []

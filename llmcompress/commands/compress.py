@@ -25,6 +25,7 @@ def quantize(
     num_samples: Annotated[int | None, typer.Option(help="Rows of calibration text.")] = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Linears to leave alone.")] = None,
+    effort: Annotated[str, typer.Option(help="standard, or max: tune all scales together afterwards.")] = "standard",
     on_failure: Annotated[str, typer.Option(help="For a linear that cannot be solved: raise or rtn.")] = "raise",
     seed: Seed = 0,
     revision: Revision = None,
@@ -45,6 +46,7 @@ def quantize(
         "num_samples": num_samples,
         "seq_len": seq_len,
         "ignore": ignore,
+        "effort": effort,
         "on_failure": on_failure,
     }
     head = {"model": model, "output": str(output), "seed": seed, "revision": revision}

@@ -48,6 +48,15 @@ def refine(
     return now
 
 
+def rescaled(weight: QuantizedWeight, wanted_OG: torch.Tensor, scale_dtype: torch.dtype) -> QuantizedWeight:
+    """The same codes under the scales nearest to `wanted_OG` that the file can hold; `weight` is not changed."""
+    nested = replace(weight.nested, codes=weight.nested.codes.clone()) if weight.nested else None
+    now = replace(weight, scale_OG=weight.scale_OG.clone(), nested=nested)
+    for g in range(now.scale_OG.shape[1]):
+        _set_scales(now, g, wanted_OG[:, g], scale_dtype)
+    return now
+
+
 def _descend_codes(
     now: QuantizedWeight, value_OI: torch.Tensor, residual_OI: torch.Tensor, hessian_II: torch.Tensor
 ) -> int:

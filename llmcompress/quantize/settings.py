@@ -31,6 +31,10 @@ class QuantizeSettings(BaseModel):
     double_quant: bool | None = Field(None, description="NF4: store the scales in 8 bits")
     method: str = Field("gptq", description="how codes are chosen: rtn, gptq")
     method_settings: dict[str, Any] = Field({}, description="knobs of the method, e.g. dampening_frac")
+    effort: Literal["standard", "max"] = Field(
+        "standard", description="max: also tune all scales together by KL to the original; both models in memory"
+    )
+    tune_steps: int = Field(60, ge=1, description="of effort max, 2048 tokens each")
     refine_sweeps: int = Field(4, ge=0, description="of coordinate descent after the method; 0: none")
     format: list[str] = Field(
         [], description="layouts to write; empty: gptq for int4 and int8, bitsandbytes for NF4, else compressed_tensors"

@@ -30,6 +30,7 @@ from llmcompress.models.sharing import shared_inputs
 from llmcompress.models.stream import Calls, capture, plain, recomputed, share_arguments, staged
 from llmcompress.progress import Progress
 from llmcompress.quantize.assemble import assemble, describe_source
+from llmcompress.quantize.effort import tuned_layers
 from llmcompress.quantize.footprint import Footprint, footprint
 from llmcompress.quantize.format import FORMATS, Format, Layout
 from llmcompress.quantize.ledger import Ledger
@@ -41,7 +42,7 @@ from llmcompress.quantize.solving import LayerSolver
 from llmcompress.quantize.targets import Plan, Target, plan
 from llmcompress.quantize.workspace import Workspace
 from llmcompress.quantize.world import ProcessLostError, World
-from llmcompress.report import LinearRow, RunReport, Work
+from llmcompress.report import LinearRow, RunReport, Tuning, Work
 
 
 @dataclass
@@ -110,8 +111,11 @@ def quantize(
         ReadAhead(source, _reading_order(layers, names, workspace)), WriteBehind(),
     )  # fmt: skip
     try:
-        report.linears = [*_solve_all(job, calibration, progress), *plan_.skipped]
+        _solve_all(job, calibration, progress)
         if world.first:
+            report.tuning = _tuned(job, calibration, seed, progress)
+            rows = [row for index in range(len(layers.layers)) for row in workspace.finished_rows(index) or ()]
+            report.linears = [*rows, *plan_.skipped]
             report.work = _work(job)
             assemble(source, out, workspace, formats, layout, plan_, report, progress)
         world.wait()
@@ -125,6 +129,21 @@ def quantize(
         job.reader.close()
         job.writer.close()
     return report
+
+
+def _tuned(job: _Job, calibration: CalibrationSet | None, seed: int, progress: Progress) -> Tuning | None:
+    """What effort max does after the last layer, unless an earlier run of the same work did it."""
+    if job.settings.effort != "max":
+        return None
+    if calibration is None:
+        raise LLMCompressError(
+            f"effort max: method {job.settings.method} reads no calibration text to tune on", "use method gptq"
+        )
+    return job.workspace.tuning or tuned_layers(
+        job.source, job.workspace, job.formats,
+        [job.workspace.finished_rows(index) or [] for index in range(len(job.layers.layers))],
+        calibration, job.dtype, job.settings.tune_steps, seed, progress,
+    )  # fmt: skip
 
 
 def _workspace(out: Path, key: str, world: World) -> Workspace:

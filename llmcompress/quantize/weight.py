@@ -45,15 +45,18 @@ class QuantizedWeight:
     def __post_init__(self) -> None:
         assert (self.zero_point_OG is None) != (self.codebook is None), "a zero point or a codebook, never both"
 
+    def units(self) -> torch.Tensor:
+        """What the codes mean before the scale, float32 [O, I]: code - zero point, or the codebook's entry."""
+        if self.codebook is not None:
+            return self.codebook[self.codes_OI.long()]
+        assert self.zero_point_OG is not None
+        group = self.codes_OI.shape[1] // self.scale_OG.shape[1]
+        return self.codes_OI.to(torch.float32) - self.zero_point_OG.to(torch.float32).repeat_interleave(group, dim=1)
+
     def dequantize(self, dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """The weight [O, I] that the codes stand for, computed in float32 and rounded once to `dtype`."""
         group = self.codes_OI.shape[1] // self.scale_OG.shape[1]
-        scale_OI = self.scale_OG.repeat_interleave(group, dim=1)
-        if self.codebook is not None:
-            return (self.codebook[self.codes_OI.long()] * scale_OI).to(dtype)
-        assert self.zero_point_OG is not None
-        zero_OI = self.zero_point_OG.to(torch.float32).repeat_interleave(group, dim=1)
-        return ((self.codes_OI.to(torch.float32) - zero_OI) * scale_OI).to(dtype)
+        return (self.units() * self.scale_OG.repeat_interleave(group, dim=1)).to(dtype)
 
     def digest(self) -> str:
         """sha256 over codes, scales and zero points: equal exactly when the stored weight is equal bit for bit."""

@@ -3,6 +3,7 @@
 .OUT.partial/key                      what this work is for; another key starts over
 .OUT.partial/layer-00003.json         the rows of layer 3: written last, so its being there means the layer is done
 .OUT.partial/layer-00003.gptq         safetensors of the packed tensors, one per layout
+.OUT.partial/tuned-00003.*             the same after effort max; they count once the file `tuning` is there
 .OUT.partial/final/                   the folder that is renamed to OUT
 """
 
@@ -18,7 +19,7 @@ from pathlib import Path
 import torch
 
 from llmcompress.checkpoint.tensors import StoredTensor, read_header
-from llmcompress.report import LinearRow
+from llmcompress.report import LinearRow, Tuning
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,28 +50,40 @@ class Workspace:
         """The folder to be renamed to the output."""
         return self.folder / "final"
 
-    def layer_file(self, layer: int, format: str) -> Path:
-        """Where a layer's packed tensors lie."""
-        return self.folder / f"layer-{layer:05d}.{format}"
+    def layer_file(self, layer: int, suffix: str, tuned: bool | None = None) -> Path:
+        """Where a layer's packed tensors (suffix: the format) or rows (json) lie; None: the tuned ones if complete."""
+        name = "tuned" if (self.tuning is not None and self.tuning.kept if tuned is None else tuned) else "layer"
+        return self.folder / f"{name}-{layer:05d}.{suffix}"
+
+    @property
+    def tuning(self) -> Tuning | None:
+        """What effort max did, once it is done."""
+        path = self.folder / "tuning"
+        return Tuning.model_validate_json(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+    def finish_tuning(self, tuning: Tuning) -> None:
+        """Say that the tuned layers are complete."""
+        _write_whole(self.folder / "tuning", tuning.model_dump_json().encode())
 
     def finished_rows(self, layer: int) -> list[LinearRow] | None:
         """The rows of a finished layer, or None when it is still to do."""
-        path = self.folder / f"layer-{layer:05d}.json"
+        path = self.layer_file(layer, "json")
         if not path.is_file():
             return None
         return [LinearRow.model_validate(row) for row in json.loads(path.read_text(encoding="utf-8"))]
 
     def finish_layer(
-        self, layer: int, packed: Mapping[str, Mapping[str, torch.Tensor]], rows: Sequence[LinearRow]
-    ) -> None:
+        self, layer: int, packed: Mapping[str, Mapping[str, torch.Tensor]], rows: Sequence[LinearRow],
+        tuned: bool = False,
+    ) -> None:  # fmt: skip
         """Keep a finished layer: its tensors per layout, then its rows. Each file appears whole or not at all."""
         from safetensors.torch import save
 
         for format, tensors in packed.items():
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            _write_whole(self.layer_file(layer, format), save(contiguous))
+            _write_whole(self.layer_file(layer, format, tuned), save(contiguous))
         text = json.dumps([row.model_dump() for row in rows])
-        _write_whole(self.folder / f"layer-{layer:05d}.json", text.encode())
+        _write_whole(self.layer_file(layer, "json", tuned), text.encode())
 
     def packed(self, layers: Sequence[int], format: str) -> list[StoredTensor]:
         """The packed tensors of finished layers, where they lie."""

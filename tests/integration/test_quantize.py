@@ -239,3 +239,61 @@ def test_a_failing_linear_is_named_and_falls_back_only_on_request(
     fallen = [row for row in report.linears if row.outcome == "fell_back"]
     assert [row.name for row in fallen] == [f"model.layers.{i}.mlp.down_proj" for i in (0, 1)]
     assert all(row.method == "rtn" and row.reason == "its Hessian is not finite" for row in fallen)
+
+
+def test_effort_max_is_kept_only_where_it_is_closer_and_changes_scales_alone(
+    make: Callable[..., Path], compress: Compress, tmp_path: Path
+) -> None:
+    source = make("llama")
+    plain = compress(source, tmp_path / "plain", scheme="W2A16", num_samples=32)
+    tuned = compress(source, tmp_path / "tuned", scheme="W2A16", num_samples=32, effort="max", tune_steps=20)
+    assert plain.tuning is None and tuned.tuning is not None
+    done = tuned.tuning
+    assert done.kept == (done.held_out_kl_after < done.held_out_kl_before)
+    assert done.num_held_out_tokens == 2 * 64
+    changed = [a.name for a, b in zip(plain.linears, tuned.linears, strict=True) if a.digest != b.digest]
+    assert bool(changed) == done.kept and done.kept
+    assert all("tuned end to end" in row.notes[0] for row in tuned.linears if row.outcome == "quantized")
+    torch.testing.assert_close(logits(load(tmp_path / "tuned")), logits(load_dequantized(tmp_path / "tuned")))
+    before, after = (load_dequantized(tmp_path / name) for name in ("plain", "tuned"))
+    original = logits(load(source)).log_softmax(-1)
+    kl = [float((original.exp() * (original - logits(m).log_softmax(-1))).sum(-1).mean()) for m in (before, after)]
+    assert kl[1] < kl[0]
+
+
+def test_effort_max_killed_while_it_packs_ends_in_the_same_bytes(
+    make: Callable[..., Path], compress: Compress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmcompress.quantize.workspace import Workspace
+
+    source, asked = make("llama"), {"scheme": "W2A16", "effort": "max", "tune_steps": 10}
+    whole = compress(source, tmp_path / "whole", **asked)
+    finish = Workspace.finish_layer
+
+    def stopped(self: Workspace, layer: int, packed: Any, rows: Any, tuned: bool = False) -> None:
+        finish(self, layer, packed, rows, tuned)
+        if tuned:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(Workspace, "finish_layer", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        compress(source, tmp_path / "out", **asked)
+    monkeypatch.undo()
+    assert list(tmp_path.glob(".out.partial/tuned-00000.*"))
+    resumed = compress(source, tmp_path / "out", **asked)
+    assert resumed.output is not None and whole.output is not None
+    assert resumed.output.digests == whole.output.digests
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"effort": "max", "num_samples": 8}, "effort max: needs 16 rows"),
+        ({"effort": "max", "method": "rtn"}, "effort max: method rtn reads no calibration text"),
+    ],
+)
+def test_effort_max_says_what_it_needs(
+    settings: dict[str, Any], said: str, make: Callable[..., Path], compress: Compress
+) -> None:
+    with pytest.raises(LLMCompressError, match=said):
+        compress(make("llama"), **settings)

@@ -1,0 +1,84 @@
+"""Tuning scales end to end: the loss is the KL it says, only scales move, and only what is better is kept."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from llmcompress.quantize.methods import rtn
+from llmcompress.quantize.refine import rescaled
+from llmcompress.quantize.tuning import TunedLinear, divergence, tune
+from llmcompress.scheme import PRESETS, WeightScheme
+from tests.unit.quantize.test_gptq import SCHEMES
+
+GENERATOR = torch.Generator().manual_seed(0)
+TOKENS = torch.randint(0, 20, (12, 9), generator=GENERATOR)
+MASK = torch.ones(12, 9, dtype=torch.bool)
+
+
+class Model(nn.Module):
+    """An embedding and one linear onto the vocabulary: logits of a toy language model."""
+
+    def __init__(self, embedding: torch.Tensor, head: nn.Module) -> None:
+        super().__init__()
+        self.embedding, self.head = embedding, head
+
+    def forward(self, input_ids: torch.Tensor, attention_mask: torch.Tensor) -> Any:
+        from types import SimpleNamespace
+
+        return SimpleNamespace(logits=self.head(self.embedding[input_ids]))
+
+
+def models(scheme: WeightScheme) -> tuple[Model, Model, TunedLinear]:
+    generator = torch.Generator().manual_seed(1)
+    embedding, weight = torch.randn(20, 64, generator=generator), torch.randn(20, 64, generator=generator) / 4
+    head = nn.Linear(64, 20, bias=False)
+    head.weight = nn.Parameter(weight, requires_grad=False)
+    tuned = TunedLinear(rtn.ENTRY.solve(weight, None, scheme, torch.float32, rtn.RtnSettings()), None)
+    return Model(embedding, head), Model(embedding, tuned), tuned
+
+
+@pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.label())
+def test_a_tuned_linear_starts_as_the_quantized_one(scheme: WeightScheme) -> None:
+    weight = torch.randn(8, 192, generator=GENERATOR)
+    quantized = rtn.ENTRY.solve(weight, None, scheme, torch.float32, rtn.RtnSettings())
+    inputs, bias = torch.randn(3, 192, generator=GENERATOR), torch.randn(8, generator=GENERATOR)
+    linear = TunedLinear(quantized, bias)
+    torch.testing.assert_close(linear(inputs), inputs @ quantized.dequantize().T + bias)
+    moved = rescaled(quantized, quantized.scale_OG * 1.01, torch.float32)
+    assert torch.equal(moved.codes_OI, quantized.codes_OI) and bool((moved.scale_OG > 0).all())
+    torch.testing.assert_close(moved.scale_OG, quantized.scale_OG * 1.01, rtol=2e-2, atol=0)
+
+
+def test_the_divergence_is_the_float64_formula_over_real_tokens_alone() -> None:
+    teacher, student, _ = models(WeightScheme(3, 32))
+    mask = MASK.clone()
+    mask[:, 5:] = False
+    p, q = (m(TOKENS, None).logits.double().log_softmax(-1)[:, :5] for m in (teacher, student))
+    expected = (p.exp() * (p - q)).sum(-1).mean()
+    assert float(divergence(teacher, student, TOKENS, mask)) == pytest.approx(float(expected), rel=1e-5)
+
+
+@pytest.mark.parametrize("scheme", [WeightScheme(2, 32), PRESETS["NF4"]], ids=lambda s: s.label())
+def test_tuning_lowers_the_divergence_on_rows_it_does_not_train_on(scheme: WeightScheme) -> None:
+    teacher, student, linear = models(scheme)
+    heard: list[float] = []
+    found = tune(teacher, student, {"head": linear}, TOKENS, MASK, 3, 40, 4, 0, heard.append)
+    assert found.after < found.before and len(heard) == 40
+    with torch.no_grad():
+        linear.factor_OG.zero_()
+        linear.scale_OG = found.scales["head"]
+    assert float(divergence(teacher, student, TOKENS[-3:], MASK[-3:])) == pytest.approx(found.after, rel=1e-4)
+
+
+def test_the_same_seed_gives_the_same_bits() -> None:
+    results = []
+    for _ in range(2):
+        teacher, student, linear = models(WeightScheme(3, 32))
+        results.append(
+            tune(teacher, student, {"head": linear}, TOKENS, MASK, 3, 12, 4, 7, lambda _: None).scales["head"]
+        )
+    assert torch.equal(*results)
