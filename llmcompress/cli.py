@@ -2,7 +2,8 @@
 
     quantize MODEL -o OUT     [quantize, verify, card]        evaluate MODEL     [evaluate, card]
     verify OUT                [verify, card]                  card OUT           [card]
-    run RECIPE key=value …    what the file says              recipes, methods   what there is
+    check MODEL               [check, card]                   recipes, methods   what there is
+    run RECIPE key=value …    what the file says
 
 Engines are imported when a stage runs, so that `--help` is there at once.
 """
@@ -15,7 +16,7 @@ from typing import Annotated
 import typer
 
 from llmcompress import __version__
-from llmcompress.commands import compress, evidence, recipe
+from llmcompress.commands import compress, evidence, recipe, shipping
 
 app = typer.Typer(
     name="llmcompress",
@@ -30,6 +31,7 @@ for verb in (
     evidence.evaluate,
     evidence.verify,
     evidence.card,
+    shipping.check,
     recipe.run,
     recipe.methods,
 ):

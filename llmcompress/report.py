@@ -101,6 +101,28 @@ class Check(Part):
     name: str
     passed: bool
     detail: str = Field(description="what was compared, over how much, the figure and the bound")
+    ran: bool = Field(
+        default=True, description="False: it could not be run here, detail says why; it counts for nothing"
+    )
+
+
+class Finding(Part):
+    """One rule of an engine that a checkpoint breaks. Written by check."""
+
+    rule: str
+    level: Literal["refuses", "warns", "unknown"]
+    detail: str
+    source: str = Field(description="where the rule was read")
+
+
+class EngineVerdict(Part):
+    """Whether one engine loads the checkpoint, by the rules of its loader. Written by check."""
+
+    engine: str
+    version: str
+    loads: bool | None = Field(description="None: the layout was not looked into in this engine")
+    needs: list[str] = Field(default=[], description="packages beside the engine itself")
+    findings: list[Finding] = []
 
 
 class Score(Part):
@@ -205,6 +227,7 @@ class RunReport(Part):
     linears: list[LinearRow] = []
     output: Output | None = None
     checks: list[Check] = []
+    engines: list[EngineVerdict] = []
     evaluations: list[Evaluation] = []
     notes: list[str] = Field(default=[], description="anything else that a reader must know")
 

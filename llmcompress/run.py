@@ -162,6 +162,11 @@ class _Job:
             from llmcompress.verify.stage import verify
 
             report.checks = verify(folder, settings, progress=self.progress)
+        elif stage.name == "check":
+            from llmcompress.verify.check import check
+
+            found = {one.engine: one for one in [*report.engines, *check(self.open(str(folder)), settings)]}
+            report.engines = [found[name] for name in sorted(found)]
         elif stage.name == "evaluate":
             from llmcompress.evaluate.stage import evaluate
 

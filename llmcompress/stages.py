@@ -23,6 +23,7 @@ class CardSettings(BaseModel):
 STAGES: dict[str, tuple[str, str]] = {
     "quantize": ("llmcompress.quantize.settings", "QuantizeSettings"),
     "verify": ("llmcompress.verify.stage", "VerifySettings"),
+    "check": ("llmcompress.verify.check", "CheckSettings"),
     "evaluate": ("llmcompress.evaluate.stage", "EvaluateSettings"),
     "card": (__name__, "CardSettings"),
 }
