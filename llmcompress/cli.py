@@ -3,7 +3,7 @@
     quantize MODEL -o OUT     [quantize, verify, card]        evaluate MODEL     [evaluate, card]
     verify OUT                [verify, card]                  card OUT           [card]
     check MODEL               [check, card]                   recipes, methods   what there is
-    run RECIPE key=value …    what the file says
+    measure OUT               [measure, card]                 run RECIPE         what the file says
 
 Engines are imported when a stage runs, so that `--help` is there at once.
 """
@@ -29,6 +29,7 @@ app = typer.Typer(
 for verb in (
     compress.quantize,
     evidence.evaluate,
+    evidence.measure,
     evidence.verify,
     evidence.card,
     shipping.check,

@@ -180,6 +180,11 @@ class _Job:
             )
             others = [one for one in report.evaluations if one.suite != evaluation.suite]
             report.evaluations = [*others, evaluation]
+        elif stage.name == "measure":
+            from llmcompress.evaluate.speed import measure
+
+            baseline = self.open(settings.baseline or self.recipe.model)
+            report.speed = measure(folder, baseline, settings, progress=self.progress)
         else:
             from llmcompress.card.build import write_card
 

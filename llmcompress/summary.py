@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 from llmcompress.report import Evaluation, RunReport
 
@@ -20,6 +21,7 @@ def summary(folder: Path, report: RunReport) -> str:
     lines = [f"{folder}", *_size(report), *_linears(report), *_checks(report), *_engines(report)]
     for evaluation in report.evaluations:
         lines += _evaluation(evaluation)
+    lines += _speed(report)
     if (folder / "README.md").is_file() and report.output:
         lines.append(f"  card     {folder / 'README.md'}")
     return "\n".join(lines)
@@ -71,6 +73,20 @@ def _engines(report: RunReport) -> list[str]:
     said = {True: "loads", False: "does not load", None: "not judged"}
     verdicts = [f"{one.engine} {one.version}: {said[one.loads]}" for one in report.engines]
     return [f"  engines  {'; '.join(verdicts)}"] if verdicts else []
+
+
+def _speed(report: RunReport) -> list[str]:
+    if report.speed is None:
+        return []
+    rows = {row.model: row for row in report.speed.rows}
+    before, after = rows["baseline"], rows["compressed"]
+    prefill, decode = (
+        f"{median(getattr(before, key)):.3g} -> {median(getattr(after, key)):.3g} tokens/s"
+        for key in ("prefill_tokens_per_s", "decode_tokens_per_s")
+    )
+    memory = f"{megabytes(before.peak_memory_bytes)} -> {megabytes(after.peak_memory_bytes)}"
+    loading = f"{before.load_s:.2g} -> {after.load_s:.2g} s"
+    return [f"  speed    prefill {prefill}; decode {decode}; loading {loading}; peak memory {memory}"]
 
 
 def _evaluation(evaluation: Evaluation) -> list[str]:

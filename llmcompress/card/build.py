@@ -12,7 +12,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llmcompress.card import evidence, sections
+from llmcompress.card import evidence, sections, speed
 from llmcompress.card.figures import draw_errors, draw_scores
 from llmcompress.card.frontmatter import as_text, front_matter, problems
 from llmcompress.card.limits import limits
@@ -59,6 +59,7 @@ def card_text(report: RunReport, name: str, scores: str | None, errors: str | No
     parts = [
         sections.headline(report, name),
         sections.how_much_smaller(report),
+        speed.speed(report),
         sections.what_it_lost(report, scores),
         how_to_run(report, name),
         evidence.recipe(report),
@@ -68,4 +69,4 @@ def card_text(report: RunReport, name: str, scores: str | None, errors: str | No
         evidence.environment(report),
         limits(report),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"

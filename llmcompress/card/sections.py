@@ -125,8 +125,23 @@ def _suite(evaluation: Evaluation, identity: str | None) -> list[str]:
         ]
         rows = [_text(row) for row in evaluation.texts]
         parts += [table([*header, "same top token", "verdict"], rows, right=(1, 2, 3, 4, 5)), _TEXT_LEGEND]
+    parts += _overlap(evaluation)
     missing = [name for name, rows in (("task", evaluation.tasks), ("held-out text", evaluation.texts)) if not rows]
     return [*parts, f"The suite ran no {' and no '.join(missing)}."] if missing else parts
+
+
+def _overlap(evaluation: Evaluation) -> list[str]:
+    """One sentence on the text that it was made with, where that could be looked into."""
+    known = [row for row in evaluation.overlaps if row.share is not None]
+    if not known:
+        return []
+    texts = " and ".join(dict.fromkeys(text(row.text) for row in known))
+    found = sum(row.num_found for row in known)
+    judged = sum(row.num_items - row.num_short for row in known)
+    short = sum(row.num_short for row in known)
+    left = f" ({count(short)} more are too short to tell)" if short else ""
+    said = f"{count(found)} of {count(judged)} items"
+    return [f"Seen before? {said} share 13 words in a row with the {texts}{left}."]
 
 
 _TASK_LEGEND = (

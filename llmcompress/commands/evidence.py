@@ -21,6 +21,9 @@ def evaluate(
     engine: Annotated[str, typer.Option(help="auto, native (the format's own kernels) or dequantized.")] = "auto",
     limit: Annotated[int | None, typer.Option(help="Items per task at most.")] = None,
     batch_size: Annotated[int, typer.Option(min=1, help="Sequences that are computed together.")] = 8,
+    allow_overlap: Annotated[
+        bool, typer.Option("--allow-overlap", help="Evaluate on items that its own text holds; the card shows it.")
+    ] = False,
     seed: Seed = 0,
     trust_remote_code: Trust = False,
     fresh: Fresh = False,
@@ -31,6 +34,7 @@ def evaluate(
 
     folder = local_folder(model, trust_remote_code)
     settings = {"suite": suite, "baseline": baseline, "engine": engine, "limit": limit, "batch_size": batch_size}
+    settings["allow_overlap"] = allow_overlap or None
     stages: list[dict[str, Any]] = [{"evaluate": given(settings)}]
     if ours(folder):
         source = head_of(folder) | {"seed": seed}
@@ -39,6 +43,24 @@ def evaluate(
         raise LLMCompressError(f"{model}: was not made by llmcompress, so its source is not known", "pass --baseline")
     head = {"model": baseline, "output": str(folder), "seed": seed, "trust_remote_code": trust_remote_code}
     return run_stages(head | {"stages": stages}, None, as_json, record=False)
+
+
+@guarded
+def measure(
+    folder: Folder,
+    baseline: Annotated[
+        str | None, typer.Option(help="What it is compared with; default: what it was made from.")
+    ] = None,
+    engine: Annotated[str, typer.Option(help="auto, native (the format's own kernels) or dequantized.")] = "auto",
+    prompt_tokens: Annotated[int | None, typer.Option(help="Tokens of the prompt.")] = None,
+    new_tokens: Annotated[int | None, typer.Option(help="Tokens that are written.")] = None,
+    rounds: Annotated[int | None, typer.Option(help="How often each model is timed, in turn.")] = None,
+    as_json: Json = False,
+) -> int:
+    """Time a checkpoint and its baseline in turn (prefill, decode, loading, memory), and redraw its card."""
+    settings = {"baseline": baseline, "engine": engine, "prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+    stages = [{"measure": given(settings | {"rounds": rounds})}, {"card": {}}]
+    return run_stages(head_of(folder) | {"stages": stages}, None, as_json, judge=False, fresh=True)
 
 
 @guarded
