@@ -27,9 +27,9 @@ def how_to_run(report: RunReport, name: str) -> str:
     layout = report.output.format
     if layout not in PACKAGES:
         return section(title, f"No loading code is known for the layout {code(layout)}.")
-    model_id, trust = f"USER/{_repository(name)}", bool(report.recipe.get("trust_remote_code"))
+    model_id, trust = placeholder(name), bool(report.recipe.get("trust_remote_code"))
     parts = [
-        f"{code(model_id)} stands for the name of this repository on the Hub, or for the folder that you have it in.",
+        f"{code(model_id)} is this repository's name on the Hub; the path of a folder with its files does as well.",
         *_transformers(layout, model_id, trust),
     ]
     if layout in VLLM:
@@ -69,6 +69,11 @@ def _tried(report: RunReport, layout: str) -> str:
     vllm = any("vllm" in one.engine.lower() for one in report.evaluations)
     untried = "Nothing was run through vLLM here." if layout in VLLM and not vllm else ""
     return " ".join(part for part in (used or "This run loaded it in no engine.", untried) if part)
+
+
+def placeholder(name: str) -> str:
+    """What stands for a checkpoint's repository until it has one; a push puts the true name in its place."""
+    return f"USER/{_repository(name)}"
 
 
 def _repository(name: str) -> str:

@@ -1,17 +1,19 @@
-"""`llmcompress check`: what stands between a finished checkpoint and its users."""
+"""`llmcompress check | push`: what stands between a finished checkpoint and its users."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from llmcompress.commands.options import Json, Model, Trust
+from llmcompress.commands.options import Folder, Json, Model, Trust
 from llmcompress.commands.running import FAILED, given, guarded, head_of, local_folder
 
 if TYPE_CHECKING:
+    from llmcompress.publish.push import Plan
     from llmcompress.report import EngineVerdict
 
 
@@ -59,3 +61,48 @@ def verdict_lines(verdict: EngineVerdict) -> list[str]:
     needs = f", with {' and '.join(verdict.needs)}" if verdict.needs and verdict.loads else ""
     lines = [f"{verdict.engine} {verdict.version}: {said}{needs}"]
     return lines + [f"  {one.level:<8}{one.rule}: {one.detail}  [{one.source}]" for one in verdict.findings]
+
+
+@guarded
+def push(
+    folder: Folder,
+    repo: Annotated[str, typer.Argument(metavar="USER/REPO", help="Repository on the Hub; made if there is none.")],
+    public: Annotated[bool, typer.Option("--public", help="For everyone to see; default: private.")] = False,
+    revision: Annotated[str | None, typer.Option(help="Branch to commit to; made if there is none.")] = None,
+    pull_request: Annotated[bool, typer.Option("--pr", help="Open a pull request instead of committing.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="List files and problems; send nothing.")] = False,
+    as_json: Json = False,
+) -> int:
+    """Put a verified checkpoint with its card on the Hub, in one commit; the token is HF_TOKEN or `hf auth login`'s."""
+    from llmcompress.publish import push as pushing
+
+    found = pushing.plan(folder, repo, public=public)
+    if dry_run:
+        print(json.dumps(_as_data(found), indent=1) if as_json else "\n".join(_as_lines(found)))
+        return FAILED if found.findings.refusals else 0
+    for warning in found.findings.warnings:
+        print(f"note: {warning}", file=sys.stderr)
+    done = pushing.push(found, public=public, revision=revision, pull_request=pull_request)
+    said = {"commit": done.commit, "pull_request": done.pull_request}
+    print(json.dumps(said, indent=1) if as_json else done.pull_request or done.commit)
+    return 0
+
+
+def _as_data(plan: Plan) -> dict[str, object]:
+    return {
+        "repository": plan.repo_id,
+        "files": {file.name: file.num_bytes for file in plan.files},
+        "refused": [error.message for error in plan.findings.refusals],
+        "warnings": plan.findings.warnings,
+    }
+
+
+def _as_lines(plan: Plan) -> list[str]:
+    from llmcompress.summary import megabytes
+
+    lines = [f"{megabytes(file.num_bytes):>10}  {file.name}" for file in plan.files]
+    lines.append(f"{megabytes(plan.num_bytes):>10}  in {len(plan.files)} files to {plan.repo_id}; nothing was sent")
+    lines += [f"note: {warning}" for warning in plan.findings.warnings]
+    for error in plan.findings.refusals:
+        lines += [f"refused: {error.message}", *([f"hint: {error.hint}"] if error.hint else [])]
+    return lines

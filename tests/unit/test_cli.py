@@ -142,7 +142,20 @@ def _deep_llama() -> object:
 
 @pytest.mark.parametrize(
     "verb",
-    ["", "quantize", "evaluate", "verify", "measure", "check", "card", "run", "methods", "recipes ls", "recipes show"],
+    [
+        "",
+        "quantize",
+        "evaluate",
+        "verify",
+        "measure",
+        "check",
+        "push",
+        "card",
+        "run",
+        "methods",
+        "recipes ls",
+        "recipes show",
+    ],
 )
 def test_help_is_there_at_once(verb: str) -> None:
     environment = os.environ | {"COLUMNS": "100"}
