@@ -3,7 +3,7 @@
     quantize MODEL -o OUT     [quantize, verify, card]        evaluate MODEL     [evaluate, card]
     verify OUT                [verify, card]                  card OUT           [card]
     check MODEL               [check, card]                   recipes, methods   what there is
-    push OUT USER/REPO        (no recipe)
+    push OUT USER/REPO, serve MODEL: no recipe
     measure OUT               [measure, card]                 run RECIPE         what the file says
 
 Engines are imported when a stage runs, so that `--help` is there at once.
@@ -35,6 +35,7 @@ for verb in (
     evidence.card,
     shipping.check,
     shipping.push,
+    shipping.serve,
     recipe.run,
     recipe.methods,
 ):

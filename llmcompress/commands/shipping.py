@@ -1,4 +1,4 @@
-"""`llmcompress check | push`: what stands between a finished checkpoint and its users."""
+"""`llmcompress check | push | serve`: what stands between a finished checkpoint and its users."""
 
 from __future__ import annotations
 
@@ -106,3 +106,40 @@ def _as_lines(plan: Plan) -> list[str]:
     for error in plan.findings.refusals:
         lines += [f"refused: {error.message}", *([f"hint: {error.hint}"] if error.hint else [])]
     return lines
+
+
+@guarded
+def serve(
+    model: Model,
+    engine: Annotated[str, typer.Option(help="auto, vllm or transformers.")] = "auto",
+    host: Annotated[
+        str, typer.Option(help="Address to listen on; any but this machine's own needs a key.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any that is free.")] = 8000,
+    api_key_file: Annotated[Path | None, typer.Option(metavar="FILE", help="Holds the key that clients send.")] = None,
+    make_api_key: Annotated[
+        bool, typer.Option("--make-api-key", help="Make a key and say it on stderr, where there is none.")
+    ] = False,
+    name: Annotated[
+        str | None, typer.Option(help="What clients call the model; default: its folder or Hub id.")
+    ] = None,
+    trust_remote_code: Trust = False,
+    as_json: Json = False,
+) -> int:
+    """Serve a checkpoint with an OpenAI-compatible API, by an engine that can run it here."""
+    from llmcompress.checkpoint.reader import Checkpoint
+    from llmcompress.publish import serve as serving
+
+    key = serving.api_key(api_key_file, make_api_key)
+    serving.require_key(host, key)
+    checkpoint = Checkpoint.open(model, trust_remote_code=trust_remote_code)
+    choice = serving.choose(checkpoint, engine)
+    port = serving.free_port(host, port)
+    called = name or checkpoint.hub_id or checkpoint.folder.resolve().name
+    print(f"engine {choice.engine}: {choice.why}", file=sys.stderr)
+    if make_api_key and key and not (api_key_file and api_key_file.is_file()):
+        print(f"API key: {key}", file=sys.stderr)
+    said = {"engine": choice.engine, "why": choice.why, "model": called, "address": f"http://{host}:{port}/v1"}
+    print(json.dumps(said) if as_json else f"{called} at {said['address']}", flush=True)
+    serving.run(checkpoint, choice.engine, called, host=host, port=port, key=key)
+    return 0

@@ -150,6 +150,7 @@ def _deep_llama() -> object:
         "measure",
         "check",
         "push",
+        "serve",
         "card",
         "run",
         "methods",
