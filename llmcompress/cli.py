@@ -3,7 +3,7 @@
     quantize MODEL -o OUT     [quantize, verify, card]        evaluate MODEL     [evaluate, card]
     verify OUT                [verify, card]                  card OUT           [card]
     check MODEL               [check, card]                   recipes, methods   what there is
-    push OUT USER/REPO, serve MODEL: no recipe
+    reproduce OUT, compare OUT…, push OUT USER/REPO, serve MODEL: on what is there, no recipe of their own
     measure OUT               [measure, card]                 run RECIPE         what the file says
 
 Engines are imported when a stage runs, so that `--help` is there at once.
@@ -32,6 +32,8 @@ for verb in (
     evidence.evaluate,
     evidence.measure,
     evidence.verify,
+    evidence.reproduce,
+    evidence.compare,
     evidence.card,
     shipping.check,
     shipping.push,
