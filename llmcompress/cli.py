@@ -1,10 +1,11 @@
 """The command `llmcompress`. Every verb builds a recipe and runs it, so there is one way to run anything.
 
-    quantize MODEL -o OUT     [quantize, verify, card]        evaluate MODEL     [evaluate, card]
-    verify OUT                [verify, card]                  card OUT           [card]
-    check MODEL               [check, card]                   recipes, methods   what there is
-    reproduce OUT, compare OUT…, push OUT USER/REPO, serve MODEL: on what is there, no recipe of their own
-    measure OUT               [measure, card]                 run RECIPE         what the file says
+    quantize MODEL -o OUT   [quantize, verify, check, card]      evaluate MODEL       [evaluate, card]
+    verify OUT              [verify, card]                       measure OUT          [measure, card]
+    check MODEL             [check, card]                        card OUT             [card]
+    run RECIPE key=value …  what the file says                   recipes, methods     what there is
+
+    reproduce OUT, compare OUT…, push OUT USER/REPO and serve MODEL work on what is there.
 
 Engines are imported when a stage runs, so that `--help` is there at once.
 """

@@ -1,4 +1,4 @@
-"""What a reader wants first: what this is, how much smaller it is, what that cost.
+"""What this is, how much smaller it is, what that cost: the sections behind the first screen.
 
 Cells and sentences are drawn from the report; a part that was not measured is said to be missing and never becomes an
 empty table. How numbers are printed is in numerals.py.
@@ -14,22 +14,11 @@ from llmcompress.resources import BUNDLED
 VERDICTS = {"pass": "pass", "fail": "**fail**", "inconclusive": "*inconclusive*"}
 
 
-def headline(report: RunReport, name: str) -> str:
-    """The title and one sentence on what the checkpoint is, then the verdicts."""
-    made_by = f"llmcompress {text(report.environment.llmcompress)}"
-    if report.output is None:
-        what = f"A report by {made_by}; it describes no compressed checkpoint."
-    else:
-        quantized = [row for row in report.linears if row.outcome == "quantized"]
-        methods = sorted({row.method for row in quantized if row.method})
-        grids = list(dict.fromkeys(grid_name(row) for row in report.linears if row.outcome != "skipped"))
-        how = f" by {' and '.join(map(code, methods))}" if methods else ""
-        onto = f" to {' and '.join(grids)}" if grids else ""
-        layout = code(report.output.format)
-        what = f"{source_name(report.source)}, quantized{onto}{how}, stored in the {layout} layout. Made by {made_by}."
-    said = [f"suite {code(one.suite)}: {suite_verdict(one)}" for one in report.evaluations]
-    verdict = f"Measured loss against its budget: {'; '.join(said)}." if said else "**What it lost was not measured.**"
-    return "\n\n".join([f"# {text(name)}", what, *([verdict] if report.output else [])])
+def headline(report: RunReport, name: str, sentence: str) -> str:
+    """The title and what the thing is; `sentence` is its kind's."""
+    made_by = f"Made by llmcompress {text(report.environment.llmcompress)}."
+    what = f"{sentence} {made_by}" if sentence else f"{made_by} Its report describes no checkpoint."
+    return f"# {text(name)}\n\n{what}"
 
 
 def suite_verdict(evaluation: Evaluation) -> str:

@@ -23,9 +23,10 @@ from llmcompress.card.public import local_paths
 from llmcompress.errors import LLMCompressError
 from llmcompress.publish.contents import CARD, File
 from llmcompress.report import RunReport
+from llmcompress.verify.stage import names_of
 
-REQUIRED = ("files", "tensors", "round trip", "logits", "generation")
-"""The checks that must have been run, not merely not failed."""
+OPTIONAL = ("untouched", "side files", "engine")
+"""The checks that need what may be gone or not installed; every other must have been run, not merely not failed."""
 NO_DERIVATIVES = re.compile(r"cc-by(-nc)?-nd-.*")
 PLACEHOLDER = re.compile(r"\[more information needed\]|\bTODO\b|\bTBD\b|\bFIXME\b|lorem ipsum", flags=re.I)
 SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")
@@ -75,7 +76,7 @@ def _verified(folder: Path, report: RunReport, found: Findings) -> None:
         if not check.passed:
             found.refuse(f"{folder}: check {check.name} failed: {check.detail}", "make it anew")
     ran = {check.name for check in report.checks if check.ran}
-    missing = [name for name in REQUIRED if name not in ran]
+    missing = [name for name in names_of(report) if name not in ran and name not in OPTIONAL]
     if missing:
         found.refuse(f"{folder}: was not verified in full (not run: {', '.join(missing)})", again)
     for name, digest in report.output.digests.items():

@@ -50,6 +50,12 @@ def checks(
     yield _engine(folder, trust, tokens_RS, ours_RSV)
 
 
+def writes(folder: Path, seed: int, trust: bool) -> Check:
+    """The generation check of a checkpoint with plain weights, as transformers loads it."""
+    model = engine.load(folder, "auto", trust).model
+    return _generation(folder, model, sample_tokens(model, seed))
+
+
 def sample_tokens(model: Any, seed: int) -> torch.Tensor:
     """int64 [R, S]: what `model` writes after its first token, drawn with `seed` from its own distribution."""
     config = model.config

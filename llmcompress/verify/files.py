@@ -39,13 +39,13 @@ def tensors(folder: Path, report: RunReport, source: Checkpoint | None) -> Check
     from llmcompress.scheme import WeightScheme
 
     assert report.output is not None
-    format = FORMATS.get(report.output.format)
+    format = FORMATS.get(report.output.format) if report.output.quantized_parameters else None
     checkpoint = Checkpoint.open(folder)
     stored = set(checkpoint.stored)
     model = skeleton.build(checkpoint, quantized=True)
     packed, replaced = set(), set()
     for row in report.linears:
-        if row.outcome != "skipped" and row.grid is not None:
+        if format is not None and row.outcome != "skipped" and row.grid is not None:
             packed |= {f"{row.stem}.{suffix}" for suffix in format.suffixes(WeightScheme(**row.grid))}  # type: ignore[arg-type]
             replaced.add(f"{row.name}.weight")
     found = skeleton.stored_names(model, stored)

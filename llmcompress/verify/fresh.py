@@ -12,12 +12,15 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import Check, RunReport
 from llmcompress.verify import behaviour, files
-from llmcompress.verify.stage import ANSWER
+from llmcompress.verify.stage import ANSWER, names_of, quantized
 
 
 def checks(folder: Path, settings: dict[str, Any]) -> Iterator[Check]:
     """Every check on one output folder, in the order of stage.py."""
     report = RunReport.load(folder)
+    if not quantized(report):
+        yield from _plain(folder, report, settings)
+        return
     source = original(report)
     known = source if isinstance(source, Checkpoint) else None
     missing = source if isinstance(source, str) else ""
@@ -29,6 +32,16 @@ def checks(folder: Path, settings: dict[str, Any]) -> Iterator[Check]:
     if settings["forward"]:
         trust = bool(report.recipe.get("trust_remote_code"))
         yield from behaviour.checks(folder, known, missing, settings["logits_bound"], report.seed, trust)
+
+
+def _plain(folder: Path, report: RunReport, settings: dict[str, Any]) -> Iterator[Check]:
+    """The checks of an output without codes."""
+    yield _run("files", lambda: files.digests(folder, report))
+    if "tensors" in names_of(report):
+        yield _run("tensors", lambda: files.tensors(folder, report, None))
+    if "generation" in names_of(report) and settings["forward"]:
+        trust = bool(report.recipe.get("trust_remote_code"))
+        yield _run("generation", lambda: behaviour.writes(folder, report.seed, trust))
 
 
 def original(report: RunReport) -> Checkpoint | str:

@@ -30,6 +30,10 @@ from llmcompress.report import Check, RunReport
 
 STATIC = ("files", "tensors", "untouched", "round trip", "side files")
 COMPUTED = ("logits", "generation", "engine")
+PLAIN = ("files", "tensors", "generation")
+"""What is checked of a checkpoint without codes (merged, distilled); what its making checked is kept beside it."""
+ADAPTER = ("files",)
+"""The same for an adapter's folder, which holds no model."""
 ANSWER = "llmcompress-verify "
 """How a line with a check or an error starts on the fresh process's stdout; whatever else is there, libraries wrote."""
 
@@ -56,8 +60,8 @@ def verify(folder: Path, settings: VerifySettings, *, progress: Progress) -> lis
     report = RunReport.load(folder)
     if report.output is None:
         raise LLMCompressError(f"{folder}: its report names no quantized checkpoint")
-    names = STATIC + (COMPUTED if settings.forward else ())
-    checks: list[Check] = []
+    names = [name for name in names_of(report) if settings.forward or name not in COMPUTED]
+    checks = [check for check in report.checks if check.name not in names] if not quantized(report) else []
     with progress.step("verifying", len(names)) as bar:
         process = _fresh(folder, settings)
         assert process.stdout is not None and process.stderr is not None
@@ -71,6 +75,19 @@ def verify(folder: Path, settings: VerifySettings, *, progress: Progress) -> lis
         detail = f"the process ended with code {code} before it: {_last_line(said)}"
         checks += [Check(name=name, passed=False, detail=detail) for name in missing]
     return checks
+
+
+def quantized(report: RunReport) -> bool:
+    """Whether the output holds codes."""
+    return report.output is not None and report.output.quantized_parameters > 0
+
+
+def names_of(report: RunReport) -> tuple[str, ...]:
+    """The checks that there are for a report's output, in order."""
+    if quantized(report):
+        return STATIC + COMPUTED
+    assert report.output is not None
+    return PLAIN if report.output.format != "peft" else ADAPTER
 
 
 def _fresh(folder: Path, settings: VerifySettings) -> subprocess.Popen[str]:

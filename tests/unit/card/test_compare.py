@@ -48,12 +48,16 @@ def test_cells_are_the_reports_figures(versions: Callable[..., list[Path]]) -> N
     row = rows(compare(folders))[0]
     task, text = report.evaluations[0].tasks[0], report.evaluations[0].texts[0]
     assert row["version"] == "v0" and row["MB"] == "1.00"
-    assert row[f"{task.task} {task.metric} {task.num_fewshot}-shot"].startswith(f"{task.compressed.value:.4f} ({task.difference:+.4f}")
+    assert row[f"{task.task} {task.metric} {task.num_fewshot}-shot"].startswith(
+        f"{task.compressed.value:.4f} ({task.difference:+.4f}"
+    )
     assert row[f"KL {sorted(one.name for one in report.evaluations[0].texts)[0]}"].startswith("0.01000") or text
     assert row["decode tokens/s"] == "-"
 
 
-def test_the_mean_counts_a_loss_as_a_loss_and_adds_intervals_as_independent(versions: Callable[..., list[Path]]) -> None:
+def test_the_mean_counts_a_loss_as_a_loss_and_adds_intervals_as_independent(
+    versions: Callable[..., list[Path]],
+) -> None:
     folders = versions((1, 0.1), (2, 0.1))
     for folder in folders:
         report = RunReport.load(folder)
