@@ -33,7 +33,6 @@ class Version:
     size_bytes: int
     score: tuple[float, float, float] | None
     kl: tuple[float, float, float] | None
-    decode: float | None
     beaten_by: str | None = None
 
 
@@ -81,13 +80,21 @@ def rows(found: Comparison) -> list[dict[str, str]]:
 
 
 def plots(found: Comparison) -> list[tuple[str, list[Point]]]:
-    """What the Pareto figure shows: the mean score and the divergence, each against size, where all have it."""
+    """What the Pareto figure shows, each against size: mean score, divergence, speed where it was measured."""
     scored = [(one, one.score) for one in found.versions if one.score]
     diverged = [(one, one.kl) for one in found.versions if one.kl]
     return [
         ("mean score, compressed - base", [_point(one, value) for one, value in scored]),
         (f"KL from base on {found.text}, nats", [_point(one, value) for one, value in diverged]),
+        ("decode, tokens/s", [_point(one, value) for one in found.versions if (value := _decode(one))]),
     ]
+
+
+def _decode(one: Version) -> tuple[float, float, float] | None:
+    """Decode speed: the median, the slowest and the fastest round."""
+    rows = {row.model: row.decode_tokens_per_s for row in one.report.speed.rows} if one.report.speed else {}
+    values = rows.get("compressed")
+    return (median(values), min(values), max(values)) if values else None
 
 
 def _point(one: Version, value: tuple[float, float, float]) -> Point:
@@ -115,7 +122,7 @@ def _row(one: Version, found: Comparison) -> dict[str, str]:
         row["mean difference"] = _interval(one.score, "+.4f")
     if found.text:
         row[f"KL {found.text}"] = _interval(one.kl, ".5f")
-    row["decode tokens/s"] = NOTHING if one.decode is None else f"{one.decode:.3g}"
+    row["decode tokens/s"] = _interval(_decode(one), ".3g")
     row["verdict"] = ", ".join(sorted({each.verdict for each in one.report.evaluations})) or "not evaluated"
     row["beaten by"] = one.beaten_by or NOTHING
     return row
@@ -138,7 +145,6 @@ def _names(folders: Sequence[Path], reports: Sequence[RunReport]) -> list[str]:
 def _version(name: str, report: RunReport, tasks: list[str], text: str | None) -> Version:
     scored = {_task_key(row): row for row in _tasks(report)}
     kl = next((row for row in _texts(report) if row.name == text), None)
-    speed = {row.model: row for row in report.speed.rows} if report.speed else {}
     assert report.output is not None
     return Version(
         name=name,
@@ -146,7 +152,6 @@ def _version(name: str, report: RunReport, tasks: list[str], text: str | None) -
         size_bytes=report.output.weights_bytes,
         score=_mean([scored[key] for key in tasks]) if tasks else None,
         kl=(kl.kl, *kl.kl_interval) if kl else None,
-        decode=median(speed["compressed"].decode_tokens_per_s) if speed else None,
     )
 
 
@@ -161,8 +166,7 @@ def _mean(scored: Sequence[TaskResult]) -> tuple[float, float, float]:
 def _with_winners(versions: list[Version]) -> list[Version]:
     """Each with the version that is no larger and no worse than it, and better in one of the two."""
     return [
-        Version(one.name, one.report, one.size_bytes, one.score, one.kl, one.decode, _winner(one, versions))
-        for one in versions
+        Version(one.name, one.report, one.size_bytes, one.score, one.kl, _winner(one, versions)) for one in versions
     ]
 
 

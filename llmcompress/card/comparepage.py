@@ -27,8 +27,10 @@ p.note { color: var(--faint); max-width: 46rem; }
 def page(found: Comparison, figure: Path | None) -> str:
     """The page; `figure` is the Pareto plot, if there was anything to plot."""
     table = rows(found)
-    header = "".join(f"<th>{escape(name)}</th>" for name in table[0])
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row.values()) + "</tr>" for row in table)
+    names = [row["version"] for row in table]
+    header = "<th></th>" + "".join(f"<th>{escape(name)}</th>" for name in names)
+    keys = [key for key in table[0] if key != "version"]
+    body = "".join(_line(key, [row[key] for row in table]) for key in keys)
     title = f"{len(found.versions)} versions of {found.base}"
     parts = [
         f"<h1>{escape(title)}</h1>",
@@ -41,6 +43,10 @@ def page(found: Comparison, figure: Path | None) -> str:
     head = f'<meta charset="utf-8"><meta name="viewport" content="width=device-width"><title>{escape(title)}</title>'
     style = f"<style>{STYLE}</style>"
     return f'<!doctype html>\n<html lang="en"><head>{head}{style}</head>\n<body>{"".join(parts)}</body></html>\n'
+
+
+def _line(key: str, cells: list[str]) -> str:
+    return f"<tr><th>{escape(key)}</th>" + "".join(f"<td>{escape(cell)}</td>" for cell in cells) + "</tr>"
 
 
 def _plot(figure: Path | None) -> str:

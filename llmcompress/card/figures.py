@@ -186,7 +186,10 @@ def _draw_points(axes: Axes, axis: str, points: Sequence[Point], base_mb: float)
                   label=_plain(point.label))  # fmt: skip
     front = sorted((point.size_mb, point.value) for point in points if point.best)
     axes.plot(*zip(*front, strict=True), color=INK, linewidth=1, zorder=2, label="not beaten")
-    axes.axhline(0, color=FAINT, linestyle=(0, (3, 2)), label="the base loses nothing")
+    if all(point.interval[0] > 0 for point in points):
+        axes.set_yscale("log")
+    else:
+        axes.axhline(0, color=FAINT, linestyle=(0, (3, 2)), label="the base")
     axes.axvline(base_mb, color=FAINT, linestyle=(0, (1, 2)), label="size of the base")
     axes.set_xlim(left=0)
     axes.set_xlabel("weights, MB")

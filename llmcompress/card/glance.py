@@ -29,7 +29,7 @@ def glance(report: RunReport) -> str:
     ]
     rows += [["**verified**", _verified(report)], ["**runs in**", _runs_in(report)]]
     rows += [[f"**{name}**", value] for kind in KINDS for name, value in kind.facts(report)]
-    return table(["at a glance", "this checkpoint"], rows)
+    return table(["what", "at a glance"], rows)
 
 
 def _size(report: RunReport) -> str:
@@ -54,10 +54,10 @@ def _speed(found: Measurement | None) -> str:
         f"{median(getattr(after, key)) / median(getattr(before, key)):.2f} x"
         for key in ("prefill_tokens_per_s", "decode_tokens_per_s")
     )
-    memory = after.peak_memory_bytes / before.peak_memory_bytes
+    memory = f"{_short_size(after.peak_memory_bytes)} at most, the base {_short_size(before.peak_memory_bytes)}"
     return (
-        f"decode {decode}, prefill {prefill} the base's tokens/s, {memory:.2f} x its peak memory, on "
-        f"{text(found.hardware)} with {text(after.engine)}"
+        f"decode {decode}, prefill {prefill} the base's tokens/s; memory {memory}; on {text(found.hardware)} with "
+        f"{text(after.engine)}"
     )
 
 
@@ -67,10 +67,8 @@ def _lost(evaluation: Evaluation) -> str:
     if evaluation.tasks:
         worst = min(evaluation.tasks, key=lambda row: row.difference if row.higher_is_better else -row.difference)
         digits = places([worst.difference, *worst.interval])
-        low, high = (fixed(end, digits, sign=True) for end in worst.interval)
-        said.append(
-            f"largest change {fixed(worst.difference, digits, sign=True)} [{low}, {high}] on {code(worst.task)}"
-        )
+        change, low, high = (fixed(one, digits, sign=True) for one in (worst.difference, *worst.interval))
+        said.append(f"worst task {code(worst.task)} {change} [{low}, {high}]")
         tested = [row for row in evaluation.tasks if row.mcnemar_p is not None]
         beyond = [row for row in tested if (row.mcnemar_p or 0) < SIGNIFICANT_P]
         if tested:

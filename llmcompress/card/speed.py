@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from statistics import median
+from typing import Any
 
 from llmcompress.card.markdown import code, section, table, text
 from llmcompress.card.numerals import count, significant, size
@@ -20,19 +21,25 @@ def speed(report: RunReport) -> str:
     rows = {row.model: row for row in found.rows}
     before, after = rows["baseline"], rows["compressed"]
     cells = [
-        ["prefill, tokens/s", *map(_spread, (before.prefill_tokens_per_s, after.prefill_tokens_per_s))],
-        ["decode, tokens/s", *map(_spread, (before.decode_tokens_per_s, after.decode_tokens_per_s))],
-        ["loading", *(f"{row.load_s:.2f} s" for row in (before, after))],
-        ["peak memory", *(size(row.peak_memory_bytes) for row in (before, after))],
-        ["of that, before loading", *(size(row.memory_before_bytes) for row in (before, after))],
-        ["run by", *map(_engine, (before, after))],
+        ["prefill, tokens/s", *_both(rows, "prefill_tokens_per_s"), _ratio(before, after, "prefill_tokens_per_s")],
+        ["decode, tokens/s", *_both(rows, "decode_tokens_per_s"), _ratio(before, after, "decode_tokens_per_s")],
+        ["loading", f"{before.load_s:.2f} s", f"{after.load_s:.2f} s", f"{after.load_s / before.load_s:.2f} x"],
+        ["peak memory", *_memory(before, after, "peak_memory_bytes")],
+        ["of that, before loading", *_memory(before, after, "memory_before_bytes")],
     ]
-    ratios = [_ratio(before, after, key) for key in ("prefill_tokens_per_s", "decode_tokens_per_s")]
-    for row, ratio in zip(cells, [*ratios, "", "", "", ""], strict=True):
-        row.append(ratio)
     whose = "the original" if report.source and found.baseline == report.source.identity else "another checkpoint"
     header = ["speed", f"base ({whose})", "this checkpoint", "of the base"]
-    return section(TITLE, _how(found, after), table(header, cells, right=(1, 2, 3)))
+    by = f"The base was run by {_engine(before)}, this checkpoint by {_engine(after)}."
+    return section(TITLE, _how(found, after), table(header, cells, right=(1, 2, 3)), by)
+
+
+def threads(number: int) -> str:
+    """How many, in words.
+
+    >>> threads(1), threads(16)
+    ('1 thread', '16 threads')
+    """
+    return f"{count(number)} thread{'s' * (number != 1)}"
 
 
 def decode_ratio(report: RunReport) -> float | None:
@@ -46,7 +53,7 @@ def decode_ratio(report: RunReport) -> float | None:
 def _how(found: Measurement, row: Speed) -> str:
     rounds = len(row.decode_tokens_per_s)
     return (
-        f"Measured on {text(found.hardware)}, {count(found.num_threads)} threads: one sequence at a time, a prompt of "
+        f"Measured on {text(found.hardware)}, {threads(found.num_threads)}: one sequence at a time, a prompt of "
         f"{count(found.prompt_tokens)} tokens, {count(found.new_tokens)} written after it. Each model had a process of "
         f"its own and they took turns, {rounds} rounds each; the median stands with the slowest and the fastest."
     )
@@ -55,6 +62,15 @@ def _how(found: Measurement, row: Speed) -> str:
 def _spread(values: Sequence[float]) -> str:
     low, middle, high = (significant(one, 3) for one in (min(values), median(values), max(values)))
     return f"{middle} [{low}, {high}]"
+
+
+def _both(rows: Mapping[Any, Speed], key: str) -> list[str]:
+    return [_spread(getattr(rows[name], key)) for name in ("baseline", "compressed")]
+
+
+def _memory(before: Speed, after: Speed, key: str) -> list[str]:
+    values = [getattr(row, key) for row in (before, after)]
+    return [*map(size, values), f"{values[1] / values[0]:.2f} x"]
 
 
 def _ratio(before: Speed, after: Speed, key: str) -> str:

@@ -74,7 +74,7 @@ def test_the_card_shows_medians_with_their_spread() -> None:
     said = speed(report)
     assert "| prefill, tokens/s | 100 [90, 300] | 50 [40, 60] | 0.50 x |" in said
     assert "| decode, tokens/s | 15 [10, 20] | 45 [30, 60] | 3.00 x |" in said
-    assert "a processor, 2 threads" in said and "base (the original)" in said
+    assert "a processor, 2 threads: one" in said and "base (the original)" in said
     assert decode_ratio(report) == 3
     report.speed = None
     assert speed(report) == "" and decode_ratio(report) is None
