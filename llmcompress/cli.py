@@ -1,8 +1,11 @@
 """The command `llmcompress`. Every verb builds a recipe and runs it, so there is one way to run anything.
 
-    quantize MODEL -o OUT     [quantize, verify, card]        evaluate MODEL     [evaluate, card]
-    verify OUT                [verify, card]                  card OUT           [card]
-    run RECIPE key=value …    what the file says              recipes, methods   what there is
+    quantize MODEL -o OUT   [quantize, verify, check, card]      evaluate MODEL       [evaluate, card]
+    verify OUT              [verify, card]                       measure OUT          [measure, card]
+    check MODEL             [check, card]                        card OUT             [card]
+    run RECIPE key=value …  what the file says                   recipes, methods     what there is
+
+    reproduce OUT, compare OUT…, push OUT USER/REPO and serve MODEL work on what is there.
 
 Engines are imported when a stage runs, so that `--help` is there at once.
 """
@@ -15,7 +18,7 @@ from typing import Annotated
 import typer
 
 from llmcompress import __version__
-from llmcompress.commands import compress, evidence, recipe
+from llmcompress.commands import compress, evidence, recipe, shipping
 
 app = typer.Typer(
     name="llmcompress",
@@ -28,8 +31,14 @@ app = typer.Typer(
 for verb in (
     compress.quantize,
     evidence.evaluate,
+    evidence.measure,
     evidence.verify,
+    evidence.reproduce,
+    evidence.compare,
     evidence.card,
+    shipping.check,
+    shipping.push,
+    shipping.serve,
     recipe.run,
     recipe.methods,
 ):

@@ -69,6 +69,13 @@ def peak_memory_bytes() -> int:
     return peak if sys.platform == "darwin" else peak * 1024
 
 
+def resident_memory_bytes() -> int:
+    """Resident memory of this process now; where the system does not tell, its peak."""
+    status = Path("/proc/self/status")
+    found = re.search(r"^VmRSS:\s+(\d+) kB", status.read_text(), flags=re.M) if status.is_file() else None
+    return int(found[1]) * 1024 if found else peak_memory_bytes()
+
+
 def _processor() -> str:
     """The processor's own name where the system tells it, with the number of cores."""
     cpuinfo = Path("/proc/cpuinfo")

@@ -132,6 +132,28 @@ class Check(Part):
     name: str
     passed: bool
     detail: str = Field(description="what was compared, over how much, the figure and the bound")
+    ran: bool = Field(
+        default=True, description="False: it could not be run here, detail says why; it counts for nothing"
+    )
+
+
+class Finding(Part):
+    """One rule of an engine that a checkpoint breaks. Written by check."""
+
+    rule: str
+    level: Literal["refuses", "warns", "unknown"]
+    detail: str
+    source: str = Field(description="where the rule was read")
+
+
+class EngineVerdict(Part):
+    """Whether one engine loads the checkpoint, by the rules of its loader. Written by check."""
+
+    engine: str
+    version: str
+    loads: bool | None = Field(description="None: the layout was not looked into in this engine")
+    needs: list[str] = Field(default=[], description="packages beside the engine itself")
+    findings: list[Finding] = []
 
 
 class Score(Part):
@@ -181,6 +203,46 @@ class TextResult(Part):
     verdict: Verdict
 
 
+class Overlap(Part):
+    """What a text that made the checkpoint shares with a part of the suite. Written by evaluate."""
+
+    text: str = Field(description="what it was made with, e.g. calibration set tiny")
+    part: str = Field(description="task or text of the suite; * for all of them")
+    num_items: int = 0
+    num_short: int = Field(default=0, description="items too short to judge")
+    num_found: int = Field(default=0, description="items that share a run of 13 words (all of them, from 8 words on)")
+    share: float | None = Field(default=None, description="found, over those that can be judged; None: not looked into")
+    example: str | None = None
+    note: str | None = Field(default=None, description="why it was not looked into")
+
+
+class Speed(Part):
+    """How fast one of the two models ran, in a process of its own. Written by measure."""
+
+    model: Literal["baseline", "compressed"]
+    engine: str
+    engine_note: str
+    device: str
+    dtype: str
+    load_s: float = Field(description="from the start of loading to the first token computed")
+    prefill_tokens_per_s: list[float] = Field(description="one figure a round")
+    decode_tokens_per_s: list[float] = Field(description="one figure a round")
+    memory_before_bytes: int = Field(description="of the process, libraries imported and nothing loaded")
+    peak_memory_bytes: int = Field(description="highest memory of the process; on a GPU that of its allocator")
+
+
+class Measurement(Part):
+    """Both models' speed, their rounds taken in turn on one machine. Written by measure."""
+
+    baseline: str = Field(description="identity of the baseline checkpoint")
+    prompt_tokens: int
+    new_tokens: int
+    batch_size: int
+    num_threads: int
+    hardware: str
+    rows: list[Speed]
+
+
 class Evaluation(Part):
     """One suite. Written by evaluate."""
 
@@ -195,6 +257,8 @@ class Evaluation(Part):
     harness: str = Field(description="e.g. lm-eval 0.4.13")
     tasks: list[TaskResult] = []
     texts: list[TextResult] = []
+    overlaps: list[Overlap] = []
+    overlap_allowed: bool = Field(default=False, description="the gate was told to let it pass")
     verdict: Verdict
     seconds: float
 
@@ -238,7 +302,9 @@ class RunReport(Part):
     output: Output | None = None
     work: Work | None = None
     checks: list[Check] = []
+    engines: list[EngineVerdict] = []
     evaluations: list[Evaluation] = []
+    speed: Measurement | None = None
     notes: list[str] = Field(default=[], description="anything else that a reader must know")
 
     def save(self, checkpoint: Path) -> Path:

@@ -162,6 +162,11 @@ class _Job:
             from llmcompress.verify.stage import verify
 
             report.checks = verify(folder, settings, progress=self.progress)
+        elif stage.name == "check":
+            from llmcompress.verify.check import check
+
+            found = {one.engine: one for one in [*report.engines, *check(self.open(str(folder)), settings)]}
+            report.engines = [found[name] for name in sorted(found)]
         elif stage.name == "evaluate":
             from llmcompress.evaluate.stage import evaluate
 
@@ -175,6 +180,11 @@ class _Job:
             )
             others = [one for one in report.evaluations if one.suite != evaluation.suite]
             report.evaluations = [*others, evaluation]
+        elif stage.name == "measure":
+            from llmcompress.evaluate.speed import measure
+
+            baseline = self.open(settings.baseline or self.recipe.model)
+            report.speed = measure(folder, baseline, settings, progress=self.progress)
         else:
             from llmcompress.card.build import write_card
 

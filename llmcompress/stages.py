@@ -23,7 +23,9 @@ class CardSettings(BaseModel):
 STAGES: dict[str, tuple[str, str]] = {
     "quantize": ("llmcompress.quantize.settings", "QuantizeSettings"),
     "verify": ("llmcompress.verify.stage", "VerifySettings"),
+    "check": ("llmcompress.verify.check", "CheckSettings"),
     "evaluate": ("llmcompress.evaluate.stage", "EvaluateSettings"),
+    "measure": ("llmcompress.evaluate.speed", "MeasureSettings"),
     "card": (__name__, "CardSettings"),
 }
 """Stage names in the order in which they run, with the module and class of their settings."""

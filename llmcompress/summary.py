@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from statistics import median
 
 from llmcompress.report import Evaluation, RunReport
 
@@ -10,14 +11,17 @@ from llmcompress.report import Evaluation, RunReport
 def failures(report: RunReport) -> list[str]:
     """What makes a run fail: checks that did not pass and suites whose budget was exceeded."""
     checks = [f"check {check.name}: {check.detail}" for check in report.checks if not check.passed]
+    if report.engines and not any(one.loads for one in report.engines):
+        checks.append(f"check: none of {', '.join(one.engine for one in report.engines)} loads it")
     return checks + [f"suite {one.suite}: over its budget" for one in report.evaluations if one.verdict == "fail"]
 
 
 def summary(folder: Path, report: RunReport) -> str:
     """A few lines on the checkpoint in `folder`."""
-    lines = [f"{folder}", *_size(report), *_linears(report), *_work(report), *_checks(report)]
+    lines = [f"{folder}", *_size(report), *_linears(report), *_work(report), *_checks(report), *_engines(report)]
     for evaluation in report.evaluations:
         lines += _evaluation(evaluation)
+    lines += _speed(report)
     if (folder / "README.md").is_file() and report.output:
         lines.append(f"  card     {folder / 'README.md'}")
     return "\n".join(lines)
@@ -78,8 +82,30 @@ def _checks(report: RunReport) -> list[str]:
     if not report.checks:
         return []
     wrong = [check for check in report.checks if not check.passed]
-    lines = [f"  checks   {len(report.checks) - len(wrong)} of {len(report.checks)} passed"]
+    ran = [check for check in report.checks if check.ran]
+    left = f"; not run: {', '.join(check.name for check in report.checks if not check.ran)}"
+    lines = [f"  checks   {len(ran) - len(wrong)} of {len(ran)} passed{left if len(ran) < len(report.checks) else ''}"]
     return lines + [f"           FAILED {check.name}: {check.detail}" for check in wrong]
+
+
+def _engines(report: RunReport) -> list[str]:
+    said = {True: "loads", False: "does not load", None: "not judged"}
+    verdicts = [f"{one.engine} {one.version}: {said[one.loads]}" for one in report.engines]
+    return [f"  engines  {'; '.join(verdicts)}"] if verdicts else []
+
+
+def _speed(report: RunReport) -> list[str]:
+    if report.speed is None:
+        return []
+    rows = {row.model: row for row in report.speed.rows}
+    before, after = rows["baseline"], rows["compressed"]
+    prefill, decode = (
+        f"{median(getattr(before, key)):.3g} -> {median(getattr(after, key)):.3g} tokens/s"
+        for key in ("prefill_tokens_per_s", "decode_tokens_per_s")
+    )
+    memory = f"{megabytes(before.peak_memory_bytes)} -> {megabytes(after.peak_memory_bytes)}"
+    loading = f"{before.load_s:.2g} -> {after.load_s:.2g} s"
+    return [f"  speed    prefill {prefill}; decode {decode}; loading {loading}; peak memory {memory}"]
 
 
 def _evaluation(evaluation: Evaluation) -> list[str]:

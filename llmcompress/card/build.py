@@ -12,9 +12,11 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from llmcompress.card import evidence, sections
+from llmcompress.card import evidence, sections, speed
 from llmcompress.card.figures import draw_errors, draw_scores
 from llmcompress.card.frontmatter import as_text, front_matter, problems
+from llmcompress.card.glance import glance
+from llmcompress.card.kind import KINDS, kind_of_card
 from llmcompress.card.limits import limits
 from llmcompress.card.public import public
 from llmcompress.card.running import how_to_run
@@ -56,16 +58,20 @@ def model_name(folder: Path, report: RunReport) -> str:
 
 def card_text(report: RunReport, name: str, scores: str | None, errors: str | None) -> str:
     """The card below its front matter; `scores` and `errors` are the figures' paths, None for one not drawn."""
+    kind = kind_of_card(report)
     parts = [
-        sections.headline(report, name),
-        sections.how_much_smaller(report),
-        sections.what_it_lost(report, scores),
+        sections.headline(report, name, kind.sentence(report) if kind else ""),
+        glance(report),
         how_to_run(report, name),
-        evidence.recipe(report),
+        sections.how_much_smaller(report),
+        speed.speed(report),
+        sections.what_it_lost(report, scores),
+        *(part for one in KINDS for part in one.sections(report)),
         evidence.calibration(report),
         evidence.linears(report, errors),
         evidence.checks(report),
+        evidence.recipe(report),
         evidence.environment(report),
         limits(report),
     ]
-    return "\n\n".join(parts) + "\n"
+    return "\n\n".join(part for part in parts if part) + "\n"

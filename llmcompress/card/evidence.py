@@ -10,7 +10,7 @@ import yaml
 from llmcompress.card.linears import across_layers, kind_of, layer_of, ranges
 from llmcompress.card.markdown import code, fenced, section, table, text
 from llmcompress.card.numerals import count, significant, size
-from llmcompress.report import LinearRow, RunReport
+from llmcompress.report import Check, LinearRow, RunReport
 
 ERRORS = {"output": "the output on the calibration text", "weight": "the weight itself"}
 
@@ -120,8 +120,12 @@ def checks(report: RunReport) -> str:
     """What was verified on the files."""
     if not report.checks:
         return section("Checks", "No check was run on the files.")
-    rows = [[text(one.name), "passed" if one.passed else "**failed**", text(one.detail)] for one in report.checks]
+    rows = [[text(one.name), _result(one), text(one.detail)] for one in report.checks]
     return section("Checks", table(["check", "result", "what was compared"], rows))
+
+
+def _result(check: Check) -> str:
+    return "not run" if not check.ran else "passed" if check.passed else "**failed**"
 
 
 def environment(report: RunReport) -> str:

@@ -156,6 +156,48 @@ def draw_errors(linears: Sequence[LinearRow], path: Path) -> Path | None:
         return _save(figure, path)
 
 
+@dataclass(frozen=True, slots=True)
+class Point:
+    """One version in a Pareto plot: size in MB, value with its interval, and whether none beats it."""
+
+    label: str
+    size_mb: float
+    value: float
+    interval: tuple[float, float]
+    best: bool
+
+
+def draw_pareto(plots: Sequence[tuple[str, Sequence[Point]]], base_mb: float, path: Path) -> Path | None:
+    """Size against value, one panel for each (axis label, points); None without points. The base is a dashed line."""
+    shown = [(axis, points) for axis, points in plots if points]
+    if not shown:
+        return None
+    with _figure(3.3 * len(shown) + 0.3) as figure:
+        for axes, (axis, points) in zip(figure.subplots(len(shown), 1, squeeze=False)[:, 0], shown, strict=True):
+            _draw_points(axes, axis, points, base_mb)
+        return _save(figure, path)
+
+
+def _draw_points(axes: Axes, axis: str, points: Sequence[Point], base_mb: float) -> None:
+    for index, point in enumerate(points):
+        colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
+        axes.plot((point.size_mb, point.size_mb), point.interval, color=colour, linewidth=2, zorder=3)
+        axes.plot(point.size_mb, point.value, marker, color=colour, markersize=8.5, markeredgecolor=PAPER, zorder=4,
+                  label=_plain(point.label))  # fmt: skip
+    front = sorted((point.size_mb, point.value) for point in points if point.best)
+    axes.plot(*zip(*front, strict=True), color=INK, linewidth=1, zorder=2, label="not beaten")
+    if all(point.interval[0] > 0 for point in points):
+        axes.set_yscale("log")
+    else:
+        axes.axhline(0, color=FAINT, linestyle=(0, (3, 2)), label="the base")
+    axes.axvline(base_mb, color=FAINT, linestyle=(0, (1, 2)), label="size of the base")
+    axes.set_xlim(left=0)
+    axes.set_xlabel("weights, MB")
+    axes.set_ylabel(axis)
+    axes.grid(color=FAINT, linewidth=0.6, alpha=0.7)
+    axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
+
+
 @contextmanager
 def _figure(height_in: float) -> Iterator[Figure]:
     """A figure drawn with matplotlib's own settings and ours on top, whatever the user's are."""

@@ -20,6 +20,7 @@ from typing import Any
 
 import yaml
 
+from llmcompress.card.kind import KINDS, kind_of_card
 from llmcompress.card.licences import KNOWN, licence_fields
 from llmcompress.report import RunReport, TaskResult, TextResult
 
@@ -27,16 +28,18 @@ PIPELINE = "text-generation"
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
 _HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
-_LAYOUT_TAG = {"compressed_tensors": "compressed-tensors"}
 
 
 def front_matter(report: RunReport, name: str) -> dict[str, Any]:
     """The metadata of the card of a checkpoint called `name`; a field that is not known is absent."""
     front: dict[str, Any] = {}
-    source = report.source
+    source, kind = report.source, kind_of_card(report)
     if source and source.hub_id:
-        front |= {"base_model": source.hub_id, "base_model_relation": "quantized"}
-    front |= {"library_name": "transformers", "pipeline_tag": (source and source.pipeline_tag) or PIPELINE}
+        front |= {"base_model": source.hub_id, "base_model_relation": kind.relation if kind else "quantized"}
+    front |= {
+        "library_name": kind.library if kind else "transformers",
+        "pipeline_tag": (source and source.pipeline_tag) or PIPELINE,
+    }
     if source:
         front |= licence_fields(source)
         languages = [language for language in source.languages if _LANGUAGE.fullmatch(language)]
@@ -98,15 +101,7 @@ def _index_problems(index: Mapping[str, Any]) -> Iterator[str]:
 
 
 def _tags(report: RunReport) -> list[str]:
-    tags = ["llmcompress"]
-    if report.output:
-        tags += ["quantized", _LAYOUT_TAG.get(report.output.format, report.output.format)]
-    for row in report.linears:
-        if row.outcome != "skipped" and row.grid:
-            bits = row.grid["num_bits"]
-            tags += [f"{bits}-bit", str(row.grid["codebook"] or f"int{bits}")]
-            tags += [row.method] if row.method and row.outcome == "quantized" else []
-    return list(dict.fromkeys(tags))
+    return list(dict.fromkeys(["llmcompress", *(tag for kind in KINDS for tag in kind.tags(report))]))
 
 
 def _results(report: RunReport) -> list[dict[str, Any]]:

@@ -33,12 +33,23 @@ def _quality(report: RunReport) -> Iterator[str]:
         yield from _verdicts(evaluation)
     if report.evaluations:
         yield "Only what the tables show was measured; other tasks, languages and longer contexts may have lost more."
-    yield "Speed was not measured."
+    if report.speed is None:
+        yield "Speed was not measured."
+    elif any("our dequantized weights" in row.engine_note for row in report.speed.rows):
+        yield "Its speed was taken on dequantized weights, since its engine was not there: its own kernels differ."
     if not report.checks:
         yield "The files were not checked after they were written."
 
 
 def _verdicts(evaluation: Evaluation) -> Iterator[str]:
+    for row in evaluation.overlaps:
+        if row.note is not None:
+            yield f"Whether the {text(row.text)} holds items of suite {code(evaluation.suite)}: {text(row.note)}."
+        elif evaluation.overlap_allowed and row.num_found:
+            yield (
+                f"**The {text(row.text)} holds {row.num_found} of {row.num_items - row.num_short} items of "
+                f"{code(row.part)}**, which was allowed: that score says little about new items."
+            )
     rows = [(row.task, row.verdict) for row in evaluation.tasks]
     rows += [(row.name, row.verdict) for row in evaluation.texts]
     failed = [code(name) for name, verdict in rows if verdict == "fail"]

@@ -22,6 +22,9 @@ _PATH = re.compile(
     rf"(?<![\w/.:])(?:file://(?=/))?(?:[A-Za-z]:[\\/]|~[\w-]*/|\.{{1,2}}/|/)"
     rf"(?:[^{_ENDS_PATH}]+[/\\])*[^{_ENDS_PATH}]+[/\\]?"
 )
+_MACHINE_PATH = re.compile(
+    rf"(?<![\w/.:-])(?:/(?:home|root|Users|tmp|work|mnt|data|opt|var|srv|media)/|~/|[A-Z]:\\)[^{_ENDS_PATH}][^\s'\"`)<>]*"
+)
 
 
 def public(report: RunReport) -> RunReport:
@@ -39,6 +42,15 @@ def public(report: RunReport) -> RunReport:
     if source:
         data["source"]["name"] = last_part(source.name) if _is_path(source.name, hub_id) else source.name
     return RunReport.model_validate(data | {"recipe": _public_recipe(report.recipe, hub_id)})
+
+
+def local_paths(text: str) -> list[str]:
+    """The paths in a text that only mean something on the machine that wrote it.
+
+    >>> local_paths("see /home/me/models/x and https://hf.co/tmp/x, or /v1/models")
+    ['/home/me/models/x']
+    """
+    return [match[0] for match in _MACHINE_PATH.finditer(text)]
 
 
 def last_part(path: str) -> str:

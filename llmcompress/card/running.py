@@ -1,74 +1,92 @@
-"""How to run a checkpoint: code to copy, per layout."""
+"""How to run a checkpoint: code to copy, for the engines that passed `check` and for no other.
+
+Which engines those are is the report's to say (`engines`, written by the check stage); what each rests on stands beside
+it: loaded here and compared, or by the rules of its loader.
+"""
 
 from __future__ import annotations
 
 import json
 import re
 import shlex
+from collections.abc import Callable
 
+from llmcompress.card.glance import engine_name, loaded
 from llmcompress.card.markdown import code, fenced, section
-from llmcompress.report import RunReport
+from llmcompress.report import EngineVerdict, RunReport
 
-PACKAGES = {
-    "gptq": ("optimum", "gptqmodel"),
-    "compressed_tensors": ("compressed-tensors",),
-    "bitsandbytes": ("bitsandbytes",),
-}
-"""Layout -> what transformers needs beside itself to read it."""
-VLLM = ("gptq", "compressed_tensors")
-"""The layouts that vLLM reads."""
+TITLE = "How to run it"
 
 
 def how_to_run(report: RunReport, name: str) -> str:
     """The section on loading the checkpoint called `name`."""
-    title = "How to run it"
     if report.output is None:
-        return section(title, "The report describes no compressed checkpoint, so there is nothing to run.")
-    layout = report.output.format
-    if layout not in PACKAGES:
-        return section(title, f"No loading code is known for the layout {code(layout)}.")
-    model_id, trust = f"USER/{_repository(name)}", bool(report.recipe.get("trust_remote_code"))
-    parts = [
-        f"{code(model_id)} stands for the name of this repository on the Hub, or for the folder that you have it in.",
-        *_transformers(layout, model_id, trust),
+        return section(TITLE, "The report describes no compressed checkpoint, so there is nothing to run.")
+    if not report.engines:
+        return section(TITLE, "Which engines load it was not looked into: `llmcompress check` does.")
+    passed = [one for one in report.engines if one.loads and one.engine in WAYS]
+    if not passed:
+        return section(TITLE, "No engine that was looked into loads it.", _others(report))
+    model_id, trust = placeholder(name), bool(report.recipe.get("trust_remote_code"))
+    first = f"{code(model_id)} is this repository's name on the Hub; the path of a folder with its files does as well."
+    passed.sort(key=lambda one: (not loaded(report, one.engine), list(WAYS).index(one.engine)))
+    ways = [part for one in passed for part in (_title(report, one), *WAYS[one.engine](one, model_id, trust))]
+    return section(TITLE, first, *ways, _others(report))
+
+
+def placeholder(name: str) -> str:
+    """What stands for a checkpoint's repository until it has one; a push puts the true name in its place."""
+    return f"USER/{_repository(name)}"
+
+
+def _title(report: RunReport, verdict: EngineVerdict) -> str:
+    basis = (
+        "loaded here, and what it computes was compared" if loaded(report, verdict.engine) else "by its loader's rules"
+    )
+    minded = "".join(f" Mind: {one.detail}." for one in verdict.findings if one.level == "warns")
+    return f"**{engine_name(verdict)}** ({basis}).{minded}"
+
+
+def _others(report: RunReport) -> str:
+    """The engines that do not load it, each with its first reason."""
+    lines = [
+        f"- {engine_name(one)}: {next(each.detail for each in one.findings if each.level == 'refuses')}"
+        for one in report.engines
+        if one.loads is False
     ]
-    if layout in VLLM:
-        parts += _vllm(model_id, trust)
-    return section(title, *parts, _tried(report, layout))
+    return "It does not run in:\n\n" + "\n".join(lines) if lines else ""
 
 
-def _transformers(layout: str, model_id: str, trust: bool) -> list[str]:
-    packages = " ".join(["transformers", "accelerate", *PACKAGES[layout]])
+def _transformers(verdict: EngineVerdict, model_id: str, trust: bool) -> list[str]:
+    packages = " ".join(shlex.quote(one) for one in ["transformers", "accelerate", *verdict.needs])
+    quoted = json.dumps(model_id, ensure_ascii=False)
+    option = ", trust_remote_code=True" if trust else ""
     lines = [
         "from transformers import pipeline",
         "",
-        f"model_id = {json.dumps(model_id, ensure_ascii=False)}",
-        f'generate = pipeline("text-generation", model=model_id, device_map="auto"{_trusted(trust)})',
+        f'generate = pipeline("text-generation", model={quoted}, device_map="auto"{option})',
         'print(generate("Once upon a time", max_new_tokens=40)[0]["generated_text"])',
     ]
-    return [
-        f"With transformers and {' and '.join(map(code, PACKAGES[layout]))}:",
-        fenced("bash", f"pip install {packages}"),
-        fenced("python", "\n".join(lines)),
-    ]
+    return [fenced("bash", f"pip install {packages}"), fenced("python", "\n".join(lines))]
 
 
-def _trusted(trust: bool) -> str:
-    return ", trust_remote_code=True" if trust else ""
-
-
-def _vllm(model_id: str, trust: bool) -> list[str]:
+def _vllm(verdict: EngineVerdict, model_id: str, trust: bool) -> list[str]:
     option = " --trust-remote-code" if trust else ""
-    return ["With vLLM:", fenced("bash", f"pip install vllm\nvllm serve {shlex.quote(model_id)}{option}")]
+    return [fenced("bash", f"pip install vllm\nvllm serve {shlex.quote(model_id)}{option}")]
 
 
-def _tried(report: RunReport, layout: str) -> str:
-    """Which of these ways the run itself went, as far as the report says."""
-    engines = list(dict.fromkeys(f"{one.engine} ({one.engine_note})" for one in report.evaluations))
-    used = f"The scores above were taken with {'; '.join(map(code, engines))}." if engines else ""
-    vllm = any("vllm" in one.engine.lower() for one in report.evaluations)
-    untried = "Nothing was run through vLLM here." if layout in VLLM and not vllm else ""
-    return " ".join(part for part in (used or "This run loaded it in no engine.", untried) if part)
+def _sglang(verdict: EngineVerdict, model_id: str, trust: bool) -> list[str]:
+    option = " --trust-remote-code" if trust else ""
+    command = f"python -m sglang.launch_server --model-path {shlex.quote(model_id)}{option}"
+    return [fenced("bash", f"pip install sglang\n{command}")]
+
+
+WAYS: dict[str, Callable[[EngineVerdict, str, bool], list[str]]] = {
+    "transformers": _transformers,
+    "vllm": _vllm,
+    "sglang": _sglang,
+}
+"""Engines with code to copy, in the order in which they are shown."""
 
 
 def _repository(name: str) -> str:

@@ -1,4 +1,4 @@
-"""What a reader wants first: what this is, how much smaller it is, what that cost.
+"""What this is, how much smaller it is, what that cost: the sections behind the first screen.
 
 Cells and sentences are drawn from the report; a part that was not measured is said to be missing and never becomes an
 empty table. How numbers are printed is in numerals.py.
@@ -14,22 +14,11 @@ from llmcompress.resources import BUNDLED
 VERDICTS = {"pass": "pass", "fail": "**fail**", "inconclusive": "*inconclusive*"}
 
 
-def headline(report: RunReport, name: str) -> str:
-    """The title and one sentence on what the checkpoint is, then the verdicts."""
-    made_by = f"llmcompress {text(report.environment.llmcompress)}"
-    if report.output is None:
-        what = f"A report by {made_by}; it describes no compressed checkpoint."
-    else:
-        quantized = [row for row in report.linears if row.outcome == "quantized"]
-        methods = sorted({row.method for row in quantized if row.method})
-        grids = list(dict.fromkeys(grid_name(row) for row in report.linears if row.outcome != "skipped"))
-        how = f" by {' and '.join(map(code, methods))}" if methods else ""
-        onto = f" to {' and '.join(grids)}" if grids else ""
-        layout = code(report.output.format)
-        what = f"{source_name(report.source)}, quantized{onto}{how}, stored in the {layout} layout. Made by {made_by}."
-    said = [f"suite {code(one.suite)}: {suite_verdict(one)}" for one in report.evaluations]
-    verdict = f"Measured loss against its budget: {'; '.join(said)}." if said else "**What it lost was not measured.**"
-    return "\n\n".join([f"# {text(name)}", what, *([verdict] if report.output else [])])
+def headline(report: RunReport, name: str, sentence: str) -> str:
+    """The title and what the thing is; `sentence` is its kind's."""
+    made_by = f"Made by llmcompress {text(report.environment.llmcompress)}."
+    what = f"{sentence} {made_by}" if sentence else f"{made_by} Its report describes no checkpoint."
+    return f"# {text(name)}\n\n{what}"
 
 
 def suite_verdict(evaluation: Evaluation) -> str:
@@ -125,8 +114,23 @@ def _suite(evaluation: Evaluation, identity: str | None) -> list[str]:
         ]
         rows = [_text(row) for row in evaluation.texts]
         parts += [table([*header, "same top token", "verdict"], rows, right=(1, 2, 3, 4, 5)), _TEXT_LEGEND]
+    parts += _overlap(evaluation)
     missing = [name for name, rows in (("task", evaluation.tasks), ("held-out text", evaluation.texts)) if not rows]
     return [*parts, f"The suite ran no {' and no '.join(missing)}."] if missing else parts
+
+
+def _overlap(evaluation: Evaluation) -> list[str]:
+    """One sentence on the text that it was made with, where that could be looked into."""
+    known = [row for row in evaluation.overlaps if row.share is not None]
+    if not known:
+        return []
+    texts = " and ".join(dict.fromkeys(text(row.text) for row in known))
+    found = sum(row.num_found for row in known)
+    judged = sum(row.num_items - row.num_short for row in known)
+    short = sum(row.num_short for row in known)
+    left = f" ({count(short)} more are too short to tell)" if short else ""
+    said = f"{count(found)} of {count(judged)} items"
+    return [f"Seen before? {said} share 13 words in a row with the {texts}{left}."]
 
 
 _TASK_LEGEND = (

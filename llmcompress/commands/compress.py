@@ -35,7 +35,7 @@ def quantize(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> int:
-    """Quantize a checkpoint, verify the files, and draw the card."""
+    """Quantize a checkpoint, verify the files, say which engines load them, and draw the card."""
     settings = {
         "scheme": scheme,
         "method": method,
@@ -51,5 +51,5 @@ def quantize(
     }
     head = {"model": model, "output": str(output), "seed": seed, "revision": revision}
     head |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    stages = [{"quantize": given(settings)}, {"verify": {}}, {"card": {}}]
+    stages = [{"quantize": given(settings)}, {"verify": {}}, {"check": {}}, {"card": {}}]
     return run_stages(head | {"stages": stages}, overrides, as_json, overwrite=overwrite)

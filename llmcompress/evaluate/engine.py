@@ -133,6 +133,12 @@ def load(folder: Path, choice: Choice = "auto", trust_remote_code: bool = False)
     return _loaded(_dequantized(folder), tokenizer, "transformers", f"our dequantized weights: {reason}")
 
 
+def unavailable(folder: Path) -> str | None:
+    """Why the layout's own engine cannot be tried on the checkpoint in `folder` here, or None where it can."""
+    method = quant_method(folder)
+    return None if method is None else _missing(method)
+
+
 def _missing(method: str) -> str | None:
     if method not in PACKAGES:
         return f"no engine for quant_method {method!r} is known here"

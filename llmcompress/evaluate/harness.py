@@ -129,6 +129,29 @@ def run_task(task: ReadyTask, model: Any, tokenizer: Any, limit: int | None, bat
     return TaskRun(task=task.name, items=_items(results["samples"][task.name]))
 
 
+def item_texts(task: ReadyTask, limit: int | None) -> list[str]:
+    """The first `limit` documents of a task as a reader would meet them: the question with its right answer."""
+    handle = task.handle
+    found = []
+    for number, document in enumerate(handle.eval_docs):
+        if limit is not None and number >= limit:
+            break
+        found.append(" ".join(part for part in _spoken(handle, document) if isinstance(part, str)))
+    return found
+
+
+def _spoken(handle: Any, document: Any) -> Iterable[Any]:
+    """Question and answer of a document; for a choice by number, the choice."""
+    question, answer = handle.doc_to_text(document), handle.doc_to_target(document)
+    choices = handle.doc_to_choice(document) if getattr(handle.config, "doc_to_choice", None) is not None else None
+    if isinstance(answer, int) and choices:
+        answer = choices[answer]
+    if isinstance(question, int) and choices:
+        question = choices[question]
+    yield question
+    yield from answer if isinstance(answer, list) else [answer]
+
+
 def _items(samples: Iterable[Mapping[str, Any]]) -> list[Item]:
     """Merge lm-eval's samples, one for each document and filter, into one item a document."""
     items: dict[int, Item] = {}

@@ -18,15 +18,15 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.evaluate import engine, results, text
+from llmcompress.evaluate import engine, overlap, results, text
 from llmcompress.evaluate.baseline import Baseline
 from llmcompress.evaluate.cache import BaselineCache, cache_folder
 from llmcompress.evaluate.compare import overall
 from llmcompress.evaluate.engine import Choice
-from llmcompress.evaluate.harness import ReadyTask, TaskRun, find_tasks, harness_version, run_task
+from llmcompress.evaluate.harness import ReadyTask, TaskRun, find_tasks, harness_version, item_texts, run_task
 from llmcompress.evaluate.suite import Suite, TaskEntry, TextEntry, load_suite
 from llmcompress.progress import Progress
-from llmcompress.report import Evaluation, TaskResult, TextResult
+from llmcompress.report import FILE, FOLDER, Evaluation, Overlap, RunReport, TaskResult, TextResult
 
 if TYPE_CHECKING:
     import torch
@@ -45,6 +45,10 @@ class EvaluateSettings(BaseModel):
     engine: Choice = "auto"
     limit: int | None = Field(default=None, ge=2, description="items per task at most")
     batch_size: int = Field(default=8, ge=1)
+    overlap_bound: float = Field(
+        default=0.01, ge=0, le=1, description="largest share of a task's items that calibration or training text holds"
+    )
+    allow_overlap: bool = Field(default=False, description="evaluate even so, and show it on the card")
 
 
 def evaluate(
@@ -67,6 +71,7 @@ def evaluate(
     suite = load_suite(settings.suite)
     tasks = find_tasks(suite.tasks, suite.task_folders(), str(suite.path))
     rows = _rows(suite, checkpoint, baseline)
+    overlaps = _overlaps(suite, tasks, checkpoint, settings, progress)
     progress.message(f"loading {checkpoint}")
     compressed = engine.load(checkpoint, settings.engine, baseline.trust_remote_code)
     cache = BaselineCache(cache_folder(), progress.message)
@@ -85,9 +90,37 @@ def evaluate(
         harness=harness_version(),
         tasks=task_rows,
         texts=text_rows,
+        overlaps=overlaps,
+        overlap_allowed=settings.allow_overlap,
         verdict=overall([*(row.verdict for row in task_rows), *(row.verdict for row in text_rows)]),
         seconds=time.monotonic() - began,
     )
+
+
+def _overlaps(
+    suite: Suite,
+    tasks: Mapping[tuple[str, int], ReadyTask],
+    checkpoint: Path,
+    settings: EvaluateSettings,
+    progress: Progress,
+) -> list[Overlap]:
+    """The rows of the overlap gate, for a checkpoint whose making is known.
+
+    Raises: LLMCompressError where one is above the bound and that was not allowed.
+    """
+    if not (checkpoint / FOLDER / FILE).is_file():
+        return []
+    progress.message("looking for the suite's items in the text that the checkpoint was made with")
+    parts: dict[str, list[str]] = {}
+    for entry in suite.tasks:
+        key = _run_key(entry, settings.limit)
+        parts.setdefault(entry.task, item_texts(tasks[key[:2]], key[2]))
+    for held_out in suite.texts:
+        parts[held_out.name] = overlap.text_items(text.read_text(suite.text_path(held_out), held_out.field))
+    found = overlap.overlaps(RunReport.load(checkpoint), parts)
+    if not settings.allow_overlap:
+        overlap.refuse(found, settings.overlap_bound, suite.name)
+    return found
 
 
 def _rows(suite: Suite, checkpoint: Path, baseline: Checkpoint) -> dict[str, torch.Tensor]:

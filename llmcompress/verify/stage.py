@@ -1,13 +1,26 @@
-"""The verify stage: what lies in an output folder, held against its report and its own codes.
+"""The verify stage: what lies in an output folder, held against its report, its source and its own codes.
 
-Nothing is trusted that is in memory: every check opens the files again.
+    verify(OUT) ── a fresh process ──> files        sha256 of every weight file = the report's
+                                       tensors      all that model and layout need, and no other
+                                       untouched    tensors that were not quantized = the source's, bit for bit
+                                       round trip   every linear unpacked = what the solver returned
+                                       side files   tokenizer, chat template, generation config = the source's
+                                       logits       near the original's, within a bound
+                                       generation   writes, and the same when asked again
+                                       engine       its own engine computes what we do, where it is installed
+
+Nothing is trusted that is in memory: the checks run in a Python of their own, which knows the folder and no more. A
+check that cannot be run here (the source is gone, the engine is not installed) says so and counts for nothing.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterator
+import json
+import os
+import subprocess
+import sys
 from pathlib import Path
+from typing import IO
 
 from pydantic import BaseModel, ConfigDict, Field
 
@@ -15,13 +28,28 @@ from llmcompress.errors import LLMCompressError
 from llmcompress.progress import Progress
 from llmcompress.report import Check, RunReport
 
+STATIC = ("files", "tensors", "untouched", "round trip", "side files")
+COMPUTED = ("logits", "generation", "engine")
+PLAIN = ("files", "tensors", "generation")
+"""What is checked of a checkpoint without codes (merged, distilled); what its making checked is kept beside it."""
+ADAPTER = ("files",)
+"""The same for an adapter's folder, which holds no model."""
+ANSWER = "llmcompress-verify "
+"""How a line with a check or an error starts on the fresh process's stdout; whatever else is there, libraries wrote."""
+
 
 class VerifySettings(BaseModel):
     """The verify stage."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    forward: bool = Field(True, description="also run a few tokens through the dequantized model")
+    forward: bool = Field(True, description="also run both models: logits, generation, the engine's own reading")
+    logits_bound: float = Field(
+        0.5,
+        gt=0,
+        allow_inf_nan=False,
+        description="largest ||logits - original's||^2 / ||original's||^2, each less its mean; unrelated models have 1",
+    )
 
 
 def verify(folder: Path, settings: VerifySettings, *, progress: Progress) -> list[Check]:
@@ -32,102 +60,54 @@ def verify(folder: Path, settings: VerifySettings, *, progress: Progress) -> lis
     report = RunReport.load(folder)
     if report.output is None:
         raise LLMCompressError(f"{folder}: its report names no quantized checkpoint")
-    checks: list[Check] = []
-    with progress.step("verifying", 4 if settings.forward else 3) as bar:
-        for check in _checks(folder, report, settings):
+    names = [name for name in names_of(report) if settings.forward or name not in COMPUTED]
+    checks = [check for check in report.checks if check.name not in names] if not quantized(report) else []
+    with progress.step("verifying", len(names)) as bar:
+        process = _fresh(folder, settings)
+        assert process.stdout is not None and process.stderr is not None
+        for check in _answers(process.stdout):
             checks.append(check)
             bar.advance(1, check.name)
+        said = process.stderr.read()
+        code = process.wait()
+    missing = [name for name in names if name not in {check.name for check in checks}]
+    if missing:
+        detail = f"the process ended with code {code} before it: {_last_line(said)}"
+        checks += [Check(name=name, passed=False, detail=detail) for name in missing]
     return checks
 
 
-def _checks(folder: Path, report: RunReport, settings: VerifySettings) -> Iterator[Check]:
-    yield _files(folder, report)
-    yield _tensors(folder, report)
-    yield _round_trip(folder, report)
-    if settings.forward:
-        yield _forward(folder)
+def quantized(report: RunReport) -> bool:
+    """Whether the output holds codes."""
+    return report.output is not None and report.output.quantized_parameters > 0
 
 
-def _files(folder: Path, report: RunReport) -> Check:
+def names_of(report: RunReport) -> tuple[str, ...]:
+    """The checks that there are for a report's output, in order."""
+    if quantized(report):
+        return STATIC + COMPUTED
     assert report.output is not None
-    wrong = []
-    for name, digest in report.output.digests.items():
-        path = folder / name
-        if not path.is_file():
-            wrong.append(f"{name} is missing")
-        elif _sha256(path) != digest:
-            wrong.append(f"{name} has changed")
-    files = report.output.digests
-    detail = "; ".join(wrong) or f"sha256 of all {len(files)} weight files equal to the report's"
-    return Check(name="files", passed=not wrong, detail=detail)
+    return PLAIN if report.output.format != "peft" else ADAPTER
 
 
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def _fresh(folder: Path, settings: VerifySettings) -> subprocess.Popen[str]:
+    """A Python with our own code first on its path, whatever is installed."""
+    root = str(Path(__file__).resolve().parents[2])
+    path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+    asked = json.dumps({"folder": str(folder), "settings": settings.model_dump()})
+    command = [sys.executable, "-m", "llmcompress.verify.fresh", asked]
+    environment = os.environ | {"PYTHONPATH": path}
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
 
 
-def _tensors(folder: Path, report: RunReport) -> Check:
-    from llmcompress.checkpoint.reader import Checkpoint
-    from llmcompress.models import skeleton
-    from llmcompress.quantize.format import FORMATS
-    from llmcompress.scheme import WeightScheme
-
-    assert report.output is not None
-    format = FORMATS.get(report.output.format)
-    try:
-        checkpoint = Checkpoint.open(folder)
-        stored = set(checkpoint.stored)
-        model = skeleton.build(checkpoint, quantized=True)
-    except LLMCompressError as error:
-        return Check(name="tensors", passed=False, detail=error.message)
-    packed, replaced = set(), set()
-    for row in report.linears:
-        if row.outcome != "skipped" and row.grid is not None:
-            packed |= {f"{row.stem}.{suffix}" for suffix in format.suffixes(WeightScheme(**row.grid))}  # type: ignore[arg-type]
-            replaced.add(f"{row.name}.weight")
-    tied = skeleton.tied_parameters(model)
-    missing = packed - stored
-    named = {name for name, _ in model.named_parameters()} - replaced - tied
-    missing |= named - skeleton.stored_names(model, stored).keys()
-    left = {f"{row.stem}.weight" for row in report.linears if row.stem} - packed
-    stray = left & stored
-    wrong = [f"missing: {', '.join(sorted(missing)[:3])}"] * bool(missing)
-    wrong += [f"unquantized beside its codes: {', '.join(sorted(stray)[:3])}"] * bool(stray)
-    return Check(
-        name="tensors",
-        passed=not wrong,
-        detail="; ".join(wrong) or f"all {len(stored)} tensors that the model and the format need, and no leftover",
-    )
+def _answers(lines: IO[str]) -> list[Check]:
+    found = []
+    for line in lines:
+        if line.startswith(ANSWER):
+            found.append(Check.model_validate_json(line.removeprefix(ANSWER)))
+    return found
 
 
-def _round_trip(folder: Path, report: RunReport) -> Check:
-    from llmcompress.quantize.roundtrip import mismatches
-
-    assert report.output is not None
-    count = sum(row.outcome != "skipped" for row in report.linears)
-    try:
-        wrong = mismatches(folder, report.output.format, report.linears)
-    except LLMCompressError as error:
-        return Check(name="round trip", passed=False, detail=error.message)
-    said = f"{len(wrong)} of {count} linears differ from the solver's: {', '.join(wrong[:3])}"
-    good = f"all {count} linears unpacked from disk and equal bit for bit to the solver's"
-    return Check(name="round trip", passed=not wrong, detail=said if wrong else good)
-
-
-def _forward(folder: Path) -> Check:
-    import torch
-
-    from llmcompress.quantize.dequantized import load_dequantized
-
-    try:
-        model = load_dequantized(folder)
-    except LLMCompressError as error:
-        return Check(name="forward", passed=False, detail=error.message)
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])  # type: ignore[operator]
-    tokens = torch.arange(min(32, vocabulary)).unsqueeze(0)
-    with torch.no_grad():
-        logits = model(input_ids=tokens, use_cache=False).logits
-    finite = bool(torch.isfinite(logits).all())
-    said = f"logits of {tokens.numel()} tokens through the dequantized model are {'' if finite else 'not '}all finite"
-    return Check(name="forward", passed=finite, detail=said)
+def _last_line(text: str) -> str:
+    lines = text.strip().splitlines()
+    return lines[-1][:300] if lines else "it said nothing"

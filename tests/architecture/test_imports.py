@@ -21,7 +21,7 @@ LAYERS = (
     {"distill", "finetune", "prune", "quantize"},
     {"card", "evaluate", "publish", "verify"},
     {"inputs", "output", "overrides", "recipe", "run", "stages"},
-    {"catalogue", "console", "summary"},
+    {"catalogue", "console", "reproduce", "summary"},
     {"commands"},
     {"cli"},
     {"__main__"},

@@ -42,7 +42,7 @@ def compressed(model: Path) -> Path:
 def test_quantize_writes_a_verified_checkpoint_and_its_card(compressed: Path) -> None:
     report = RunReport.load(compressed)
     assert [row.name for row in report.stages] == ["quantize", "verify", "card"]
-    assert len(report.checks) == 4 and all(check.passed for check in report.checks)
+    assert len(report.checks) == 8 and all(check.passed for check in report.checks)
     assert (compressed / "README.md").is_file() and (compressed / "llmcompress" / "recipe.yaml").is_file()
 
 
@@ -52,8 +52,12 @@ def test_json_is_all_that_stdout_holds(compressed: Path) -> None:
     assert [check["name"] for check in json.loads(done.stdout)["checks"]] == [
         "files",
         "tensors",
+        "untouched",
         "round trip",
-        "forward",
+        "side files",
+        "logits",
+        "generation",
+        "engine",
     ]
 
 
@@ -137,7 +141,22 @@ def _deep_llama() -> object:
 
 
 @pytest.mark.parametrize(
-    "verb", ["", "quantize", "evaluate", "verify", "card", "run", "methods", "recipes ls", "recipes show"]
+    "verb",
+    [
+        "",
+        "quantize",
+        "evaluate",
+        "verify",
+        "measure",
+        "check",
+        "push",
+        "serve",
+        "card",
+        "run",
+        "methods",
+        "recipes ls",
+        "recipes show",
+    ],
 )
 def test_help_is_there_at_once(verb: str) -> None:
     environment = os.environ | {"COLUMNS": "100"}

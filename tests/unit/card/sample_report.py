@@ -9,8 +9,10 @@ from llmcompress.evaluate.compare import mcnemar_p
 from llmcompress.report import (
     Calibration,
     Check,
+    EngineVerdict,
     Environment,
     Evaluation,
+    Finding,
     LinearRow,
     Output,
     RunReport,
@@ -81,9 +83,25 @@ def full_report(layout: str = "gptq", seed: int = 0, local: bool = False, num_la
             Check(name="files", passed=True, detail="sha256 of all 1 weight files equal to the report's"),
             Check(name="round trip", passed=True, detail="all 42 linears equal bit for bit to the solver's"),
         ],
+        engines=engines(layout),
         evaluations=[evaluation(chance)],
         notes=["the tokenizer adds no first token"],
     )
+
+
+def engines(layout: str) -> list[EngineVerdict]:
+    """What `check` says of each layout."""
+    needs = {
+        "gptq": ["optimum", "gptqmodel"],
+        "compressed_tensors": ["compressed-tensors"],
+        "bitsandbytes": ["bitsandbytes"],
+    }
+    gone = Finding(rule="layout", level="refuses", detail="no loader any more", source="its source")
+    refused = layout == "bitsandbytes"
+    return [
+        EngineVerdict(engine="transformers", version="5.23.0", loads=True, needs=needs[layout]),
+        EngineVerdict(engine="vllm", version="0.33.0", loads=not refused, findings=[gone] if refused else []),
+    ]
 
 
 def recipe(layout: str, local: bool) -> dict[str, Any]:

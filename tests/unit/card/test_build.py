@@ -14,7 +14,7 @@ from markdown_it.token import Token
 
 from llmcompress.card.build import model_name, write_card
 from llmcompress.errors import LLMCompressError
-from llmcompress.report import RunReport, StageRow
+from llmcompress.report import Check, Finding, RunReport, StageRow
 from tests.unit.card.sample_report import SECRET, full_report, minimal_report
 
 LAYOUTS = ("gptq", "compressed_tensors", "bitsandbytes")
@@ -84,6 +84,9 @@ def derived(report: RunReport) -> Iterator[float]:
     yield from map(float, map(kinds.count, kinds))
     yield from (float(found) for row in report.linears for found in re.findall(r"\d+", row.name))
     yield 0.0001  # "p < 0.0001"
+    yield 0.05  # "significant (p < 0.05)"
+    yield sum((row.mcnemar_p or 1) < 0.05 for row in report.evaluations[0].tasks)
+    yield from (len(report.evaluations[0].tasks), sum(check.passed for check in report.checks), len(report.checks))
     yield 95.0  # the level of the intervals
 
 
@@ -173,7 +176,7 @@ def test_missing_parts_are_said(tmp_path: Path) -> None:
 def test_a_quantized_checkpoint_that_was_not_evaluated_says_so_at_once(tmp_path: Path) -> None:
     report = full_report().model_copy(update={"evaluations": [], "checks": [], "calibration": None})
     card = draw(report, tmp_path)
-    assert "What it lost was not measured" in card.split("## ")[0]
+    assert "| **lost** | **not measured** |" in card.split("## ")[0]
     assert "chosen from the weights alone" in card
     assert not any(rows[0][0] == "task" for rows in tables(card))
     assert "model-index" not in card
@@ -216,7 +219,7 @@ def test_a_suite_without_budgets_has_no_verdict(tmp_path: Path) -> None:
     text = report.evaluations[0].texts[0].model_copy(update={"budget_kl": None, "budget_perplexity_ratio": None})
     report.evaluations[0] = report.evaluations[0].model_copy(update={"tasks": [], "texts": [text], "verdict": "pass"})
     card = draw(report, tmp_path)
-    assert "suite `tiny`: no budget was set" in card
+    assert "Suite `tiny`: no budget was set" in card
     assert "The suite ran no task" in card
     assert "pass" not in body(card).split("## How to run")[0].replace("passed", "")
 
@@ -269,7 +272,34 @@ def test_loading_code_is_code(tmp_path: Path, layout: str) -> None:
     packages = {"gptq": "optimum gptqmodel", "compressed_tensors": "compressed-tensors", "bitsandbytes": "bitsandbytes"}
     assert f"accelerate {packages[layout]}\n" in card
     assert ("vllm serve USER/we-ird-name --trust-remote-code" in card) == (layout != "bitsandbytes")
-    assert ("Nothing was run through vLLM" in card) == (layout != "bitsandbytes")
+    assert ("**vLLM 0.33.0** (by its loader's rules)" in card) == (layout != "bitsandbytes")
+    assert ("- vLLM 0.33.0: no loader any more" in card) == (layout == "bitsandbytes")
+
+
+def test_only_engines_that_passed_are_shown(tmp_path: Path) -> None:
+    report = full_report("gptq")
+    for verdict in report.engines:
+        verdict.loads = verdict.engine == "vllm"
+        verdict.findings = [] if verdict.loads else [Finding(rule="r", level="refuses", detail="because", source="s")]
+    section = draw(report, tmp_path / "one").split("## How to run it")[1].split("## ")[0]
+    assert "vllm serve" in section and "pipeline" not in section and "- transformers 5.23.0: because" in section
+    report.engines = []
+    assert "`llmcompress check` does" in draw(report, tmp_path / "none").split("## How to run it")[1].split("## ")[0]
+
+
+def test_an_engine_that_was_loaded_says_so_and_stands_first(tmp_path: Path) -> None:
+    report = full_report("compressed_tensors")
+    report.checks.append(Check(name="engine", passed=True, detail="compared"))
+    section = draw(report, tmp_path).split("## How to run it")[1].split("## ")[0]
+    assert "**transformers 5.23.0** (loaded here, and what it computes was compared)" in section
+    assert section.index("transformers 5.23.0") < section.index("vLLM 0.33.0")
+
+
+def test_a_check_that_could_not_be_run_is_neither_passed_nor_failed(tmp_path: Path) -> None:
+    report = full_report()
+    report.checks.append(Check(name="engine", passed=True, ran=False, detail="not installed"))
+    card = draw(report, tmp_path)
+    assert "| engine | not run | not installed |" in card and "not run: engine" in card.split("## ")[0]
 
 
 def test_a_layout_folder_is_called_after_its_run(tmp_path: Path) -> None:

@@ -1,0 +1,150 @@
+"""The measure stage: how fast both models run here, their rounds taken in turn.
+
+    a process each      load ──┬── round 1: baseline prefill, decode · compressed prefill, decode
+    (so that memory            ├── round 2: compressed first, then baseline
+    is each one's own)         └── …                                   ──> tokens/s of every round, peak memory
+
+Prefill reads a prompt in one forward pass; decode writes greedily, a token at a time, with the model's own cache. The
+two take turns, so a machine that slows down slows both. One sequence at a time, as on a laptop; a server that batches
+has other figures.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from llmcompress import environment
+from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.errors import LLMCompressError
+from llmcompress.evaluate import engine
+from llmcompress.evaluate.engine import Choice
+from llmcompress.progress import Progress
+from llmcompress.report import Measurement, Speed
+
+ANSWER = "llmcompress-speed "
+"""How an answer starts on a worker's stdout; whatever else is there, libraries wrote."""
+BASELINE, COMPRESSED = "baseline", "compressed"
+
+
+class MeasureSettings(BaseModel):
+    """The measure stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    baseline: str | None = Field(default=None, description="folder, Hub id or bundled/NAME; None: the run's own source")
+    engine: Choice = "auto"
+    prompt_tokens: int = Field(default=128, ge=1, description="at most what the models take, less the new ones")
+    new_tokens: int = Field(default=32, ge=1)
+    rounds: int = Field(default=5, ge=1)
+
+
+def measure(checkpoint: Path, baseline: Checkpoint, settings: MeasureSettings, *, progress: Progress) -> Measurement:
+    """Time both models and take their memory.
+
+    Raises: LLMCompressError when one does not load, or they take fewer tokens than asked.
+    """
+    prompt_tokens = _prompt_tokens([baseline.folder, checkpoint], settings)
+    trust = baseline.trust_remote_code
+    with (
+        progress.step("measuring speed", settings.rounds) as bar,
+        _Worker(baseline.folder, "auto", trust, prompt_tokens, settings.new_tokens) as base,
+        _Worker(checkpoint, settings.engine, trust, prompt_tokens, settings.new_tokens) as small,
+    ):
+        loaded = {name: worker.ask("load") for name, worker in ((BASELINE, base), (COMPRESSED, small))}
+        workers = [(BASELINE, base), (COMPRESSED, small)]
+        rounds: dict[str, list[dict[str, float]]] = {BASELINE: [], COMPRESSED: []}
+        for number in range(settings.rounds):
+            for name, worker in workers if number % 2 == 0 else reversed(workers):
+                rounds[name].append(worker.ask("round"))
+            bar.advance(1)
+        memory = {name: worker.ask("memory") for name, worker in workers}
+    machine = environment.describe()
+    return Measurement(
+        baseline=baseline.identity(),
+        prompt_tokens=prompt_tokens,
+        new_tokens=settings.new_tokens,
+        batch_size=1,
+        num_threads=machine.num_threads,
+        hardware=machine.accelerator or machine.processor,
+        rows=[_row(name, loaded[name], rounds[name], memory[name]) for name, _ in workers],
+    )
+
+
+def _prompt_tokens(folders: list[Path], settings: MeasureSettings) -> int:
+    longest = [limit for limit in map(engine.max_positions, folders) if limit is not None]
+    room = min(longest, default=settings.prompt_tokens + settings.new_tokens) - settings.new_tokens
+    if room < 1:
+        raise LLMCompressError(
+            f"measure: new_tokens is {settings.new_tokens}; the models take {min(longest)} positions in all",
+            "choose fewer",
+        )
+    return min(settings.prompt_tokens, room)
+
+
+def _row(name: Any, loaded: dict[str, Any], rounds: list[dict[str, float]], memory: dict[str, Any]) -> Speed:
+    said = {key: loaded[key] for key in ("engine", "engine_note", "device", "dtype", "load_s", "memory_before_bytes")}
+    return Speed(
+        model=name,
+        prefill_tokens_per_s=[one["prefill_tokens_per_s"] for one in rounds],
+        decode_tokens_per_s=[one["decode_tokens_per_s"] for one in rounds],
+        peak_memory_bytes=memory["peak_memory_bytes"],
+        **said,
+    )
+
+
+class _Worker:
+    """A process with one model; it answers a line of JSON for each word that it is asked."""
+
+    def __init__(self, folder: Path, choice: str, trust: bool, prompt_tokens: int, new_tokens: int) -> None:
+        self._folder = folder
+        root = str(Path(__file__).resolve().parents[2])
+        path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        asked = {"folder": str(folder), "engine": choice, "trust_remote_code": trust}
+        asked |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", "llmcompress.evaluate.speed_worker", json.dumps(asked)],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env=os.environ | {"PYTHONPATH": path},
+        )
+
+    def ask(self, what: str) -> dict[str, Any]:
+        """The worker's answer.
+
+        Raises: LLMCompressError with the worker's own error, or when it has died.
+        """
+        assert self._process.stdin is not None and self._process.stdout is not None
+        try:
+            self._process.stdin.write(f"{what}\n")
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            pass  # it has died: its stdout has ended too, which is what is said below
+        for line in self._process.stdout:
+            if line.startswith(ANSWER):
+                answer: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
+                if "error" in answer:
+                    raise LLMCompressError(f"measure: {answer['error']}")
+                return answer
+        code = self._process.wait()
+        raise LLMCompressError(
+            f"measure: the process that runs {self._folder} ended with code {code}", "is there memory for both models?"
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._process.kill()
+        self._process.communicate()

@@ -1,0 +1,93 @@
+"""`python -m llmcompress.evaluate.speed_worker`: one model, timed on request.
+
+stdin   load | round | memory          stdout   a line of JSON for each
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from llmcompress.environment import peak_memory_bytes, resident_memory_bytes
+from llmcompress.errors import LLMCompressError
+from llmcompress.evaluate import engine
+from llmcompress.evaluate.speed import ANSWER
+from llmcompress.seed import derive
+
+
+class Timed:
+    """The model of one folder and the prompt that it is timed on."""
+
+    def __init__(self, asked: dict[str, Any]) -> None:
+        self._asked = asked
+        self._model: Any = None
+        self._prompt_1S = torch.empty(0)
+
+    def load(self) -> dict[str, Any]:
+        """Load, and compute one token, so that whatever is done on first use is done."""
+        before = resident_memory_bytes()
+        began = time.perf_counter()
+        loaded = engine.load(Path(self._asked["folder"]), self._asked["engine"], self._asked["trust_remote_code"])
+        self._model = loaded.model
+        vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
+        generator = torch.Generator().manual_seed(derive(0, "speed"))
+        shape = (1, self._asked["prompt_tokens"])
+        self._prompt_1S = torch.randint(vocabulary, shape, generator=generator).to(self._model.device)
+        self._forward(self._prompt_1S[:, :1], None)
+        said = {"engine": loaded.engine, "engine_note": loaded.note, "device": loaded.device, "dtype": loaded.dtype}
+        return said | {"load_s": self._since(began), "memory_before_bytes": before}
+
+    def round(self) -> dict[str, Any]:
+        """Read the prompt once and write after it, greedily."""
+        began = time.perf_counter()
+        out = self._forward(self._prompt_1S, None)
+        prefill_s = self._since(began)
+        began = time.perf_counter()
+        for _ in range(self._asked["new_tokens"]):
+            out = self._forward(out.logits[:, -1:].argmax(-1), out.past_key_values)
+        decode_s = self._since(began)
+        return {
+            "prefill_tokens_per_s": self._prompt_1S.shape[1] / prefill_s,
+            "decode_tokens_per_s": self._asked["new_tokens"] / decode_s,
+        }
+
+    def memory(self) -> dict[str, Any]:
+        """The highest memory so far, of the GPU's allocator where the model is on one."""
+        on_gpu = self._model.device.type == "cuda"
+        return {"peak_memory_bytes": torch.cuda.max_memory_allocated() if on_gpu else peak_memory_bytes()}
+
+    def _forward(self, tokens_1S: torch.Tensor, past: Any) -> Any:
+        with torch.inference_mode():
+            return self._model(input_ids=tokens_1S, past_key_values=past, use_cache=True)
+
+    def _since(self, began: float) -> float:
+        if self._model.device.type == "cuda":
+            torch.cuda.synchronize()
+        return time.perf_counter() - began
+
+
+def main() -> None:
+    """Answer each line of stdin until it ends."""
+    timed = Timed(json.loads(sys.argv[1]))
+    answers: dict[str, Callable[[], dict[str, Any]]] = {
+        "load": timed.load,
+        "round": timed.round,
+        "memory": timed.memory,
+    }
+    for line in sys.stdin:
+        try:
+            answer = answers[line.strip()]()
+        except LLMCompressError as error:
+            answer = {"error": error.message}
+        sys.stdout.write(f"{ANSWER}{json.dumps(answer)}\n")
+        sys.stdout.flush()
+
+
+if __name__ == "__main__":
+    main()

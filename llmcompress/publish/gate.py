@@ -1,0 +1,136 @@
+"""What must hold before a checkpoint leaves this machine. Everything wrong with it is found at once.
+
+    OUT ──> verified, and unchanged since? ── licence ── card: front matter, empty fields, paths ── secrets in files
+                     │ no                        │ forbids        │                                    │
+                     └───────────────────────────┴────────────────┴──────── refused, each with its reason
+
+What may be wanted but should be known (nothing was evaluated, no licence is stated and the repository is private) is a
+warning: it is shown and stops nothing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import yaml
+
+from llmcompress.card.frontmatter import problems as front_matter_problems
+from llmcompress.card.public import local_paths
+from llmcompress.errors import LLMCompressError
+from llmcompress.publish.contents import CARD, File
+from llmcompress.report import RunReport
+from llmcompress.verify.stage import names_of
+
+OPTIONAL = ("untouched", "side files", "engine")
+"""The checks that need what may be gone or not installed; every other must have been run, not merely not failed."""
+NO_DERIVATIVES = re.compile(r"cc-by(-nc)?-nd-.*")
+PLACEHOLDER = re.compile(r"\[more information needed\]|\bTODO\b|\bTBD\b|\bFIXME\b|lorem ipsum", flags=re.I)
+SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")
+
+
+@dataclass
+class Findings:
+    """What stands in the way, and what should merely be known."""
+
+    refusals: list[LLMCompressError] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+    def refuse(self, message: str, hint: str | None = None) -> None:
+        """Add a reason not to push."""
+        self.refusals.append(LLMCompressError(message, hint))
+
+
+def inspect(folder: Path, report: RunReport, files: list[File], *, public: bool) -> Findings:
+    """Everything about an output folder that a push must not carry out into the world."""
+    found = Findings()
+    _verified(folder, report, found)
+    _licence(report, public, found)
+    card = next((file.content() for file in files if file.name == CARD), None)
+    if card is None:
+        found.refuse(f"{folder}: has no card ({CARD})", f"llmcompress card {folder}")
+    else:
+        for problem in card_problems(card.decode("utf-8", "replace")):
+            found.refuse(f"{folder / CARD}: {problem}", "mend what it is drawn from, then `llmcompress card`")
+    for file in files:
+        if file.is_text() and SECRET.search(file.content()):
+            found.refuse(
+                f"{folder / file.name}: holds what looks like an access token", "remove it, and revoke that token"
+            )
+    return found
+
+
+def _verified(folder: Path, report: RunReport, found: Findings) -> None:
+    again = f"llmcompress verify {folder}"
+    row = next((row for row in report.stages if row.name == "verify"), None)
+    if report.output is None or row is None:
+        found.refuse(f"{folder}: was not verified", again)
+        return
+    for stage in report.stages:
+        if stage.status == "failed" and stage.name != "card":
+            found.refuse(f"{folder}: stage {stage.name} failed: {stage.error}", "run it again")
+    for check in report.checks:
+        if not check.passed:
+            found.refuse(f"{folder}: check {check.name} failed: {check.detail}", "make it anew")
+    ran = {check.name for check in report.checks if check.ran}
+    missing = [name for name in names_of(report) if name not in ran and name not in OPTIONAL]
+    if missing:
+        found.refuse(f"{folder}: was not verified in full (not run: {', '.join(missing)})", again)
+    for name, digest in report.output.digests.items():
+        if not (folder / name).is_file() or _sha256(folder / name) != digest:
+            found.refuse(f"{folder / name}: is not the file that was verified", again)
+    if not report.evaluations:
+        found.warnings.append("nothing was evaluated: the card says so")
+    for one in report.evaluations:
+        if one.verdict == "fail":
+            found.warnings.append(f"it lost more than the budget of suite {one.suite} allows: the card says so")
+
+
+def _licence(report: RunReport, public: bool, found: Findings) -> None:
+    source = report.source
+    licence = source.licence.strip().lower() if source and source.licence else None
+    if licence and NO_DERIVATIVES.fullmatch(licence):
+        found.refuse(
+            f"licence {licence}: forbids sharing a changed version, and a compressed checkpoint is one",
+            "ask the original's authors",
+        )
+    if licence is None and public:
+        found.refuse("the original states no licence, so nothing allows sharing it", "leave --public out, or find out")
+    elif licence is None:
+        found.warnings.append("the original states no licence: private repositories only")
+
+
+def card_problems(content: str) -> list[str]:
+    """What is wrong with a card: its front matter by the Hub's rules, empty fields and sections, paths of a machine."""
+    parts = content.split("---\n", 2)
+    if len(parts) < 3 or parts[0]:
+        return ["has no front matter"]
+    try:
+        front = yaml.safe_load(parts[1])
+    except yaml.YAMLError as error:
+        return [f"its front matter is not YAML ({str(error).splitlines()[0]})"]
+    if not isinstance(front, dict):
+        return ["its front matter is no mapping"]
+    return [*(f"front matter: {one}" for one in front_matter_problems(front)), *_body_problems(parts[2])]
+
+
+def _body_problems(body: str) -> Iterator[str]:
+    prose = re.sub(r"^(`{3,}).*?^\1$", "code", body, flags=re.M | re.S)
+    for match in PLACEHOLDER.finditer(prose):
+        yield f"holds a placeholder ({match[0]})"
+    lines = [line for line in prose.splitlines() if line.strip()]
+    for line, after in zip(lines, [*lines[1:], "# "], strict=True):
+        level, below = (len(one) - len(one.lstrip("#")) for one in (line, after))
+        if level and below and below <= level:
+            yield f"section {line.lstrip('# ')!r} is empty"
+        if line.startswith("|") and any(not cell.strip() for cell in re.split(r"(?<!\\)\|", line)[1:-1]):
+            yield f"has an empty cell in {line.strip()!r}"
+    yield from (f"shows a path of this machine ({path})" for path in local_paths(body))
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

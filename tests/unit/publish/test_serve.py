@@ -1,0 +1,128 @@
+"""Which engine is chosen and why, keys, and the door as an ASGI app meets it."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import MutableMapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.errors import LLMCompressError
+from llmcompress.publish import serve as serving
+from llmcompress.publish.door import Door
+
+
+def machine(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, vllm: bool) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: gpu)
+    monkeypatch.setattr(serving, "find_spec", lambda name: object() if vllm else None)
+
+
+def test_transformers_is_the_default_and_says_why(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkpoint = Checkpoint.open(finished)
+    machine(monkeypatch, gpu=False, vllm=False)
+    assert serving.choose(checkpoint).why.endswith("vLLM is not used: it is not installed")
+    machine(monkeypatch, gpu=False, vllm=True)
+    assert serving.choose(checkpoint).why.endswith("vLLM is not used: there is no GPU")
+    assert serving.choose(checkpoint, "transformers").engine == "transformers"
+
+
+def test_vllm_where_it_can(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, gpu=True, vllm=True)
+    assert serving.choose(Checkpoint.open(finished)).engine == "vllm"
+    command = serving.vllm_command(Checkpoint.open(finished), "small", "127.0.0.1", 8000)
+    assert command[:2] == ["vllm", "serve"] and "llmcompress.publish.door.Door" in command
+    assert not any("key" in word for word in command), "a key in the command line is for everyone to see"
+
+
+def test_vllm_asked_for_where_it_cannot(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    machine(monkeypatch, gpu=False, vllm=False)
+    with pytest.raises(LLMCompressError, match="vLLM cannot serve it here: it is not installed"):
+        serving.choose(Checkpoint.open(finished), "vllm")
+    with pytest.raises(LLMCompressError, match="must be auto, vllm or transformers"):
+        serving.choose(Checkpoint.open(finished), "tgi")
+
+
+def test_a_layout_whose_packages_are_missing_is_refused_with_both_reasons(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(serving, "unavailable", lambda folder: "optimum and GPTQModel are not installed")
+    machine(monkeypatch, gpu=False, vllm=False)
+    with pytest.raises(LLMCompressError, match=r"optimum and GPTQModel are not installed; vLLM: it is not installed"):
+        serving.choose(Checkpoint.open(finished))
+
+
+def test_keys(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("LLMCOMPRESS_API_KEY", raising=False)
+    file = tmp_path / "key"
+    file.write_text("sk-1\n")
+    assert serving.api_key(file, False) == "sk-1" == serving.api_key(file, True)
+    assert serving.api_key(None, False) is None
+    made = serving.api_key(tmp_path / "none", True)
+    assert made and made != serving.api_key(None, True) and len(made) > 30
+    monkeypatch.setenv("LLMCOMPRESS_API_KEY", "sk-2")
+    assert serving.api_key(None, False) == "sk-2" == serving.api_key(None, True)
+    for content in ("", "  \n", "two words", "sk-\u00e9"):
+        file.write_text(content)
+        with pytest.raises(LLMCompressError, match="must hold one key"):
+            serving.api_key(file, False)
+    with pytest.raises(LLMCompressError, match="cannot be read"):
+        serving.api_key(tmp_path / "none", False)
+
+
+@pytest.mark.parametrize("host", ["0.0.0.0", "::", "10.0.0.1", "example.org", "127.0.0.1.example.org"])
+def test_another_address_needs_a_key(host: str) -> None:
+    with pytest.raises(LLMCompressError, match="needs an API key"):
+        serving.require_key(host, None)
+    serving.require_key(host, "sk-1")
+    serving.require_key("127.0.0.1", None)
+
+
+def through(door: Door, scope: dict[str, Any]) -> list[MutableMapping[str, Any]]:
+    sent: list[MutableMapping[str, Any]] = []
+
+    async def receive() -> MutableMapping[str, Any]:
+        return {"type": "http.disconnect"}
+
+    async def send(message: MutableMapping[str, Any]) -> None:
+        sent.append(message)
+
+    asyncio.run(door({"headers": [], "method": "GET", "path": "/", **scope}, receive, send))
+    return sent
+
+
+async def app(scope: Any, receive: Any, send: Any) -> None:
+    await send({"type": "passed"})
+
+
+@pytest.mark.parametrize(
+    ("scope", "passes"),
+    [
+        ({"type": "http", "path": "/health"}, True),
+        ({"type": "http", "path": "/health", "method": "POST"}, False),
+        ({"type": "http", "path": "/health/"}, False),
+        ({"type": "http", "path": "/v1/models"}, False),
+        ({"type": "http", "path": "/v1/models", "headers": [(b"authorization", b"Bearer sk-1")]}, True),
+        ({"type": "http", "path": "/v1/models", "headers": [(b"Authorization", b"bearer sk-1")]}, True),
+        ({"type": "http", "path": "/v1/models", "headers": [(b"authorization", b"Bearer sk-12")]}, False),
+        ({"type": "http", "path": "/v1/models", "headers": [(b"authorization", b"Basic sk-1")]}, False),
+        ({"type": "http", "path": "/v1/models", "headers": [(b"authorization", b"Bearer ")]}, False),
+        ({"type": "websocket", "path": "/v1/realtime"}, False),
+        ({"type": "lifespan"}, True),
+    ],
+)
+def test_the_door(scope: dict[str, Any], passes: bool) -> None:
+    sent = through(Door(app, "sk-1"), scope)
+    assert (sent == [{"type": "passed"}]) is passes
+    if not passes and scope["type"] == "http":
+        assert sent[0]["status"] == 401 and json.loads(sent[1]["body"])["error"]["code"] == "invalid_api_key"
+
+
+def test_the_door_takes_its_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("LLMCOMPRESS_API_KEY", "sk-env")
+    assert through(Door(app), {"type": "http"})[0]["status"] == 401
+    monkeypatch.delenv("LLMCOMPRESS_API_KEY")
+    assert through(Door(app), {"type": "http"}) == [{"type": "passed"}]
