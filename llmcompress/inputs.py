@@ -25,7 +25,7 @@ def input_digests(recipe: Recipe) -> dict[str, str]:
     digests: dict[str, str] = {}
     problems: list[LLMCompressError] = []
     for stage in recipe.stages:
-        named = {"quantize": _quantize_names, "evaluate": _evaluate_names}.get(stage.name, _no_names)
+        named = _NAMES.get(stage.name, _no_names)
         digests[stage.name] = sha256(named(recipe.model, stage.settings, problems))
     raise_all(problems)
     return digests
@@ -60,8 +60,23 @@ def _evaluate_names(model: str, settings: Any, problems: list[LLMCompressError])
     return " ".join(sha256(path.read_bytes()) for path in files)
 
 
+def _training_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
+    """The bytes of the training data."""
+    from llmcompress.data.examples import data_digest
+
+    return _looked_up(partial(data_digest, settings.data), problems) or ""
+
+
 def _no_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
     return ""
+
+
+_NAMES: dict[str, Callable[[str, Any, list[LLMCompressError]], str]] = {
+    "finetune": _training_names,
+    "distill": _training_names,
+    "quantize": _quantize_names,
+    "evaluate": _evaluate_names,
+}
 
 
 def _looked_up(action: Callable[[], T], problems: list[LLMCompressError]) -> T | None:

@@ -9,10 +9,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from collections.abc import Iterable, Sequence
+from math import prod
 from pathlib import Path
 
 from llmcompress.checkpoint.tensors import DTYPE_BYTES, StoredTensor
+from llmcompress.report import PLAIN, Output
 
 SHARD_BYTES = 5_000_000_000
 
@@ -60,6 +63,35 @@ def write_safetensors(path: Path, tensors: Sequence[StoredTensor]) -> str:
         file.flush()
         os.fsync(file.fileno())
     return sha.hexdigest()
+
+
+def plain_output(folder: Path, digests: dict[str, str], tensors: Sequence[StoredTensor]) -> Output:
+    """What the report says of a checkpoint of plain weights, none of them quantized, written into `folder`."""
+    weights = sum(prod(tensor.shape) for tensor in tensors)
+    num_bytes = sum(tensor.num_bytes for tensor in tensors)
+    return Output(
+        format=PLAIN,
+        files={name: (folder / name).stat().st_size for name in digests},
+        digests=digests,
+        weights_bytes=num_bytes,
+        bits_per_weight=8 * num_bytes / weights,
+        bits_per_weight_model=8 * num_bytes / weights,
+        quantized_parameters=0,
+        total_parameters=weights,
+    )
+
+
+def give_name(scratch: Path, out: Path) -> None:
+    """Rename a finished folder to its name; an earlier result of ours steps aside first and is removed last."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.exists():
+        os.replace(scratch, out)
+        return
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(out, old)
+    os.replace(scratch, out)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def _pieces(header: bytes, tensors: Iterable[StoredTensor]) -> Iterable[bytes]:

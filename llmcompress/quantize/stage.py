@@ -98,7 +98,7 @@ def quantize(
     raise_all([LLMCompressError(f"format {format.name}: {reason}") for format, reason in refusals if reason])
     calibration = _calibration(source, settings, seed, model) if method.needs_hessian else None
     source.require_finite()
-    report.source = describe_source(source, model)
+    report.source = report.source or describe_source(source, model)
     report.calibration = calibration.provenance if calibration else None
     world = World.join()
     workspace = _workspace(out, key, world)

@@ -17,10 +17,10 @@ from tests.architecture.sources import ROOT, sources
 LAYERS = (
     {"errors"},
     {"__init__", "device", "environment", "located", "progress", "registry", "report", "resources", "scheme", "seed"},
-    {"checkpoint", "data", "models"},
+    {"checkpoint", "data", "models", "train"},
     {"distill", "finetune", "prune", "quantize"},
     {"card", "evaluate", "publish", "verify"},
-    {"inputs", "output", "overrides", "recipe", "run", "stages"},
+    {"inputs", "ledger", "makers", "output", "overrides", "recipe", "run", "stages"},
     {"catalogue", "console", "summary"},
     {"commands"},
     {"cli"},

@@ -1,0 +1,143 @@
+"""The stages that make checkpoints, one after the other, each into a folder of its own.
+
+    source ──finetune──> .OUT.stages/finetune-KEY ──merge──> .OUT.stages/merge-KEY ──quantize──> OUT
+             key 1 = hash(source, settings, data)   key 2 = hash(key 1, settings)    key 3 = hash(key 2, settings)
+
+A key stands for all that lies before it. So a run that was stopped goes on behind the last stage that finished, one
+with another last stage works on what is there already, and a finished output needs none of the folders before it.
+What earlier stages reported travels along, so that the last report tells the whole story.
+
+fine-tuning makes an adapter, which is no checkpoint; it goes to merge together with the checkpoint it was trained on.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmcompress.ledger import Clock, new_report, save, stage_key
+from llmcompress.output import finished, folders_of, refuse_other_recipe, stage_folder
+from llmcompress.progress import Progress
+from llmcompress.recipe import Recipe
+from llmcompress.report import OF_THE_OUTPUT, RunReport
+from llmcompress.stages import MAKERS, Stage
+
+if TYPE_CHECKING:
+    from llmcompress.checkpoint.reader import Checkpoint
+
+
+@dataclass(frozen=True)
+class Made:
+    """What a stage works on: a checkpoint, and the folder of an adapter trained on it that is still to be merged."""
+
+    checkpoint: Checkpoint
+    adapter: Path | None = None
+    report: RunReport | None = None
+
+
+@dataclass
+class Chain:
+    """The makers of one recipe; `open` gives a checkpoint by name, with what the recipe allows."""
+
+    recipe: Recipe
+    out: Path
+    progress: Progress
+    inputs: dict[str, str]
+    open: Callable[[str], Checkpoint]
+
+    def run(self, overwrite: bool) -> list[Path]:
+        """Make the checkpoint, or one per layout, unless it is there already; returns the folders.
+
+        Raises: LLMCompressError for an output of another recipe, unless `overwrite`, and for what a stage refuses.
+        """
+        stages = self.recipe.makers()
+        self.progress.message(f"reading {self.recipe.model}")
+        keys = self._keys(stages)
+        last, key = stages[-1], keys[-1]
+        folders = _folders(self.out, last)
+        if not overwrite:
+            refuse_other_recipe(self.out, last.name, key, self.recipe.dump())
+            if all(finished(folder, last.name, key) for folder in folders):
+                for folder in folders:
+                    save(self._kept(last.name, folder), folder)
+                return folders
+        made = Made(self.open(self.recipe.model))
+        for stage, own in zip(stages, keys, strict=True):
+            target = self.out if stage is last else stage_folder(self.out, stage.name, own)
+            if stage is last or not finished(target, stage.name, own):
+                report = self._make(stage, own, made, target)
+            else:
+                report = self._kept(stage.name, target)
+            made = self._next(made, stage, target, report)
+        return folders
+
+    def _keys(self, stages: tuple[Stage, ...]) -> list[str]:
+        keys, previous = [], self.open(self.recipe.model).identity()
+        for stage in stages:
+            previous = stage_key(previous, stage, self.inputs[stage.name], self.recipe.seed)
+            keys.append(previous)
+        return keys
+
+    def _make(self, stage: Stage, key: str, made: Made, target: Path) -> RunReport:
+        """Run one stage.
+
+        Its row is written before the work: a stage saves the report inside the folder that it renames last of all, so
+        a report that can be seen is of a stage that is done.
+        """
+        report = _carried(new_report(self.recipe), made.report)
+        clock = Clock(report, stage.name, key)
+        clock.put("done")
+        with clock:
+            self._call(stage, key, made, target, report)
+        for folder in _folders(target, stage):
+            written = RunReport.load(folder)
+            written.stages = list(report.stages)
+            save(written, folder)
+        return RunReport.load(_folders(target, stage)[0])
+
+    def _call(self, stage: Stage, key: str, made: Made, target: Path, report: RunReport) -> None:
+        settings: Any = stage.settings
+        how: Any = {"seed": self.recipe.seed, "key": key, "report": report, "progress": self.progress}
+        if stage.name == "finetune":
+            importlib.import_module("llmcompress.finetune.stage").finetune(made.checkpoint, target, settings, **how)
+        elif stage.name == "merge":
+            importlib.import_module("llmcompress.finetune.merge").merge(
+                made.checkpoint, made.adapter, target, settings, **how
+            )
+        elif stage.name == "distill":
+            distill = importlib.import_module("llmcompress.distill.stage").distill
+            distill(made.checkpoint, target, settings, open=self.open, **how)
+        else:
+            from llmcompress.quantize.stage import quantize
+
+            quantize(made.checkpoint, target, settings, **how)
+
+    def _next(self, made: Made, stage: Stage, target: Path, report: RunReport) -> Made:
+        if stage.name == "finetune":
+            return Made(made.checkpoint, target, report)
+        return Made(self.open(str(target)), None, report) if target != self.out else made
+
+    def _kept(self, stage: str, folder: Path) -> RunReport:
+        """The report of work that an earlier run did, with its stages marked so."""
+        self.progress.message(f"{stage}: done before, kept")
+        report = RunReport.load(folder)
+        for row in report.stages:
+            row.status = "reused" if row.name in MAKERS else row.status
+        return report
+
+
+def _folders(target: Path, stage: Stage) -> list[Path]:
+    """Where a stage puts its checkpoints: quantize may write several layouts."""
+    formats = getattr(stage.settings, "formats", None)
+    return folders_of(target, formats() if formats else [""])
+
+
+def _carried(report: RunReport, before: RunReport | None) -> RunReport:
+    """`report` with everything that the stages before have said, except of the checkpoint that they wrote."""
+    if before is None:
+        return report
+    said = {name: getattr(before, name) for name in RunReport.model_fields if name not in OF_THE_OUTPUT}
+    return report.model_copy(update=said | {"stages": [row for row in before.stages if row.name in MAKERS]})
