@@ -1,6 +1,7 @@
 """The command `llmcompress`. Every verb builds a recipe and runs it, so there is one way to run anything.
 
     quantize MODEL -o OUT     [quantize, verify, card]        evaluate MODEL     [evaluate, card]
+    finetune MODEL -o OUT     [finetune, card]                merge MODEL ADAPTER -o OUT  [merge, verify, card]
     verify OUT                [verify, card]                  card OUT           [card]
     run RECIPE key=value …    what the file says              recipes, methods   what there is
 
@@ -15,7 +16,7 @@ from typing import Annotated
 import typer
 
 from llmcompress import __version__
-from llmcompress.commands import compress, evidence, recipe
+from llmcompress.commands import compress, evidence, recipe, train
 
 app = typer.Typer(
     name="llmcompress",
@@ -27,6 +28,8 @@ app = typer.Typer(
 )
 for verb in (
     compress.quantize,
+    train.finetune,
+    train.merge,
     evidence.evaluate,
     evidence.verify,
     evidence.card,

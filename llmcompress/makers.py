@@ -27,6 +27,7 @@ from llmcompress.stages import MAKERS, Stage
 
 if TYPE_CHECKING:
     from llmcompress.checkpoint.reader import Checkpoint
+    from llmcompress.data.calibration import CalibrationSet
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,7 @@ class Chain:
             if all(finished(folder, last.name, key) for folder in folders):
                 for folder in folders:
                     save(self._kept(last.name, folder), folder)
+                self._survival(folders, keys)
                 return folders
         made = Made(self.open(self.recipe.model))
         for stage, own in zip(stages, keys, strict=True):
@@ -72,6 +74,7 @@ class Chain:
             else:
                 report = self._kept(stage.name, target)
             made = self._next(made, stage, target, report)
+        self._survival(folders, keys)
         return folders
 
     def _keys(self, stages: tuple[Stage, ...]) -> list[str]:
@@ -102,18 +105,83 @@ class Chain:
         settings: Any = stage.settings
         how: Any = {"seed": self.recipe.seed, "key": key, "report": report, "progress": self.progress}
         if stage.name == "finetune":
-            importlib.import_module("llmcompress.finetune.stage").finetune(made.checkpoint, target, settings, **how)
+            from llmcompress.finetune.stage import finetune
+
+            finetune(made.checkpoint, target, settings, **how)
         elif stage.name == "merge":
-            importlib.import_module("llmcompress.finetune.merge").merge(
-                made.checkpoint, made.adapter, target, settings, **how
-            )
+            from llmcompress.finetune.merge import merge
+
+            merge(made.checkpoint, made.adapter, target, settings, **how)
         elif stage.name == "distill":
             distill = importlib.import_module("llmcompress.distill.stage").distill
             distill(made.checkpoint, target, settings, open=self.open, **how)
         else:
             from llmcompress.quantize.stage import quantize
 
-            quantize(made.checkpoint, target, settings, **how)
+            text = self._own_text(settings, made)
+            quantize(made.checkpoint, target, settings, calibration=text, **how)
+
+    def _own_text(self, settings: Any, made: Made) -> CalibrationSet | None:
+        """What a model was trained on in this run, for a quantization that names no other text."""
+        from llmcompress.checkpoint.tokenizer import load_tokenizer
+        from llmcompress.data.settings import DataSettings
+        from llmcompress.data.training_text import training_calibration
+        from llmcompress.quantize.method import METHODS
+
+        if settings.calibration is not None or not METHODS.get(settings.method).needs_hessian:
+            return None
+        found = next((one.settings for one in self.recipe.makers() if hasattr(one.settings, "training")), None)
+        data = getattr(found, "data", None)
+        if data is None and made.report and made.report.merge and made.report.merge.data:
+            data = DataSettings.model_validate(made.report.merge.data)
+        if data is None:
+            return None
+        tokenizer = load_tokenizer(made.checkpoint)
+        return training_calibration(data, tokenizer, self.recipe.seed, settings.num_samples, settings.seq_len)
+
+    def _survival(self, folders: list[Path], keys: list[str]) -> None:
+        """What quantizing left of a merged adapter: taken once, for the first layout, and put into every report."""
+        stages = self.recipe.makers()
+        settings = {stage.name: stage.settings for stage in stages}
+        names = [stage.name for stage in stages]
+        if names[-2:] != ["merge", "quantize"] or not getattr(settings["merge"], "survival", False):
+            return
+        merged_key, key = keys[-2:]
+        merged = stage_folder(self.out, "merge", merged_key)
+        if RunReport.load(folders[0]).survival is not None or not merged.is_dir():
+            return
+        survival = self._measured(settings, merged, folders[0], key)
+        for folder in folders:
+            report = RunReport.load(folder)
+            report.survival = survival
+            save(report, folder)
+
+    def _measured(self, settings: dict[str, Any], merged: Path, out: Path, key: str) -> Any:
+        from llmcompress.finetune.measure import measure_survival
+        from llmcompress.finetune.merge import plan_merge
+        from llmcompress.finetune.settings import AdapterRef
+        from llmcompress.progress import Silent
+        from llmcompress.quantize.stage import quantize
+
+        part = RunReport.load(merged).merge
+        assert part is not None, "a merged checkpoint without its part of the report"
+        before = self.recipe.makers()[:-2]
+        source = self.recipe.model
+        if [stage.name for stage in before] not in ([], ["finetune"]):
+            index = max(i for i, stage in enumerate(before) if stage.name != "finetune")
+            source = str(stage_folder(self.out, before[index].name, self._keys(self.recipe.makers())[index]))
+        references = [AdapterRef(path=one.path, weight=one.weight) for one in part.adapters]
+        plan = plan_merge(self.open(source), references, part.onto, settings["merge"].data)
+        alone = settings["quantize"].model_copy(update={"format": settings["quantize"].formats()[:1]})
+        made = Made(self.open(str(merged)), None, RunReport.load(merged))
+        text = self._own_text(alone, made)
+
+        def again(checkpoint: Checkpoint, folder: Path) -> None:
+            report, seed = new_report(self.recipe), self.recipe.seed
+            quantize(checkpoint, folder, alone, calibration=text, seed=seed, key=key, report=report, progress=Silent())
+
+        scratch = stage_folder(self.out, "survival", key)
+        return measure_survival(plan, made.checkpoint, out, scratch, again, self.recipe.seed, self.progress)
 
     def _next(self, made: Made, stage: Stage, target: Path, report: RunReport) -> Made:
         if stage.name == "finetune":

@@ -77,8 +77,8 @@ class MergeSettings(BaseModel):
     adapters: Annotated[list[AdapterRef], BeforeValidator(_references)] = Field(
         [], description="folders, each with a weight; none: the adapter of the finetune stage before"
     )
-    onto: Literal["dequantized", "original"] = Field(
-        "dequantized", description="onto the weights that the adapter was trained on, or the full-precision ones"
+    onto: Literal["auto", "dequantized", "original"] = Field(
+        "auto", description="NF4 values, or full-precision ones; auto: those that the adapter was trained on"
     )
     data: Annotated[DataSettings | None, BeforeValidator(as_data)] = Field(
         None, description="held-out rows to measure on; None: those of the training"

@@ -17,6 +17,7 @@ import math
 import os
 import shutil
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -30,6 +31,7 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 from llmcompress import device as devices
 from llmcompress.data.examples import IGNORED, Example, collate
 from llmcompress.progress import Progress, Step
+from llmcompress.quiet import quiet
 from llmcompress.report import CurvePoint, Training
 from llmcompress.seed import derive
 from llmcompress.train.failures import TrainingFailedError, is_out_of_memory, not_finite, out_of_memory
@@ -178,7 +180,9 @@ def train(
         for callback in ("PrinterCallback", "ProgressCallback"):
             _remove(trainer, callback)
         try:
-            trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
+            with quiet("transformers", "accelerate"), warnings.catch_warnings():
+                warnings.simplefilter("ignore", FutureWarning)
+                trainer.train(resume_from_checkpoint=str(resumed) if resumed else None)
         except (RuntimeError, MemoryError) as error:
             if not is_out_of_memory(error):
                 raise

@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.progress import Progress
-from llmcompress.report import Check, RunReport
+from llmcompress.report import PLAIN, Check, RunReport
 
 
 class VerifySettings(BaseModel):
@@ -33,11 +33,25 @@ def verify(folder: Path, settings: VerifySettings, *, progress: Progress) -> lis
     if report.output is None:
         raise LLMCompressError(f"{folder}: its report names no quantized checkpoint")
     checks: list[Check] = []
+    if report.output.format == PLAIN:
+        return _plain_checks(folder, report, settings, progress)
     with progress.step("verifying", 4 if settings.forward else 3) as bar:
         for check in _checks(folder, report, settings):
             checks.append(check)
             bar.advance(1, check.name)
     return checks
+
+
+def _plain_checks(folder: Path, report: RunReport, settings: VerifySettings, progress: Progress) -> list[Check]:
+    """Those of a checkpoint without codes: its files and a forward pass, beside what the stage that made it checked."""
+    made = [check for check in report.checks if check.name not in ("files", "forward")]
+    with progress.step("verifying", 2) as bar:
+        checks = [_files(folder, report)]
+        bar.advance(1, "files")
+        if settings.forward:
+            checks.append(_forward(folder))
+        bar.advance(1, "forward")
+    return [*made, *checks]
 
 
 def _checks(folder: Path, report: RunReport, settings: VerifySettings) -> Iterator[Check]:

@@ -16,7 +16,19 @@ from tests.architecture.sources import ROOT, sources
 
 LAYERS = (
     {"errors"},
-    {"__init__", "device", "environment", "located", "progress", "registry", "report", "resources", "scheme", "seed"},
+    {
+        "__init__",
+        "device",
+        "environment",
+        "located",
+        "progress",
+        "quiet",
+        "registry",
+        "report",
+        "resources",
+        "scheme",
+        "seed",
+    },
     {"checkpoint", "data", "models", "train"},
     {"distill", "finetune", "prune", "quantize"},
     {"card", "evaluate", "publish", "verify"},
