@@ -107,7 +107,9 @@ def attach(model: nn.Module, targets: Sequence[str], shape: Shape, budget: Budge
         config = LoraConfig(r=shape.rank, use_dora=shape.dora, use_rslora=shape.rslora, **common)
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed)
-        return get_peft_model(model, config)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)
+            return get_peft_model(model, config)
 
 
 def put_factors(model: Any, factors: dict[str, tuple[torch.Tensor, torch.Tensor]], base: Any) -> None:

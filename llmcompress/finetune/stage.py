@@ -38,6 +38,11 @@ from llmcompress.train.trainer import DRIVER, heldout_loss, is_main, load_traine
 
 RELOAD_BOUND = 1e-4
 """Largest difference of logits, over their largest size, between the adapter in memory and the one on disk."""
+REPACKED = (
+    "On processors with AVX512-BF16, bitsandbytes repacks NF4 weights when a layer is evaluated, and PEFT's DoRA reads the "
+    "repacked ones wrongly: set support_avx512bf16_for_cpu to False on each Linear4bit before the first forward pass, or "
+    "merge the adapter."
+)
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
 
@@ -86,6 +91,7 @@ def finetune(
     if is_main():
         report.finetune = _part(job, adapted, training, losses)
         report.checks = [*_budget_check(report.finetune)]
+        report.notes += [REPACKED] if settings.dora and job.plan.nf4 else []
         _write(job, adapted, workspace, report)
         give_name(workspace.final, out)
         workspace.discard()

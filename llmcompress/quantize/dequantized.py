@@ -28,7 +28,7 @@ def load_dequantized(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     if report.output is None:
         raise LLMCompressError(f"{folder}: its report names no quantized checkpoint")
     format = None if report.output.format == PLAIN else FORMATS.get(report.output.format)
-    model = skeleton.build(checkpoint, quantized=True)
+    model = skeleton.build(checkpoint, quantized=format is not None)
     rows = {row.name: row for row in report.linears if row.outcome != "skipped"}
     sources = skeleton.stored_names(model, checkpoint.stored)
     for name, parameter in list(model.named_parameters()):
