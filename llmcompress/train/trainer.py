@@ -295,7 +295,6 @@ def _arguments(settings: TrainingSettings, folder: Path, total: int, seed: int) 
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
         ddp_find_unused_parameters=False if world_size() > 1 else None,
-        optim="adamw_torch",
     )
 
 
