@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcompress.errors import LLMCompressError
 from llmcompress.ledger import Clock, new_report, save, stage_key
 from llmcompress.output import finished, folders_of, refuse_other_recipe, stage_folder
 from llmcompress.progress import Progress
@@ -76,6 +77,17 @@ class Chain:
             made = self._next(made, stage, target, report)
         self._survival(folders, keys)
         return folders
+
+    def help(self) -> None:
+        """Train along with the process that writes (several of them: accelerate launch), and write nothing.
+
+        Raises: LLMCompressError for a recipe that does more than fine-tune.
+        """
+        stages = self.recipe.makers()
+        refuse_more_than_training(stages)
+        (key,) = self._keys(stages)
+        if not finished(self.out, stages[0].name, key):
+            self._call(stages[0], key, Made(self.open(self.recipe.model)), self.out, new_report(self.recipe))
 
     def _keys(self, stages: tuple[Stage, ...]) -> list[str]:
         keys, previous = [], self.open(self.recipe.model).identity()
@@ -195,6 +207,18 @@ class Chain:
         for row in report.stages:
             row.status = "reused" if row.name in MAKERS else row.status
         return report
+
+
+def refuse_more_than_training(stages: tuple[Stage, ...]) -> None:
+    """With several processes a recipe trains and does nothing else: the stages after it are for one of them.
+
+    Raises: LLMCompressError.
+    """
+    if "finetune" in {stage.name for stage in stages} and len(stages) > 1:
+        raise LLMCompressError(
+            f"{len(stages)} stages in several processes: only finetune runs in several",
+            "fine-tune by itself, then `merge` the adapter in one process",
+        )
 
 
 def _folders(target: Path, stage: Stage) -> list[Path]:

@@ -12,6 +12,7 @@ not the evidence before it. The card is cheap and says what the report says, so 
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 from llmcompress.errors import LLMCompressError
 from llmcompress.inputs import input_digests
 from llmcompress.ledger import Clock, made_by, new_report, row_of, save, stage_key, with_stage
-from llmcompress.makers import Chain
+from llmcompress.makers import Chain, refuse_more_than_training
 from llmcompress.output import refuse_foreign, refuse_overlap
 from llmcompress.progress import Progress
 from llmcompress.recipe import Recipe
@@ -34,6 +35,8 @@ def run(
     recipe: Recipe, progress: Progress, *, overwrite: bool = False, fresh: bool = False, record: bool = True
 ) -> dict[Path, RunReport]:
     """Run every stage of `recipe`; the report of the output folder, or of each where there are several.
+
+    Of several processes that fine-tune together only the first writes; the others give nothing back.
 
     overwrite: replace an output that another recipe made. fresh: take evidence again even where the report has it.
     record: write report, samples and recipe into the folder (False for a checkpoint that is not ours).
@@ -50,7 +53,13 @@ def run(
     if makes:
         refuse_overlap(out, job.source.folder)
     job.inputs = input_digests(recipe)
-    folders = Chain(recipe, out, progress, job.inputs, job.open).run(overwrite) if makes else [out]
+    chain = Chain(recipe, out, progress, job.inputs, job.open)
+    if recipe.stage("finetune") is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        refuse_more_than_training(recipe.makers())
+        if int(os.environ.get("RANK", "0")) > 0:
+            chain.help()
+            return {}
+    folders = chain.run(overwrite) if makes else [out]
     return {folder: job.evidence(folder) for folder in folders}
 
 

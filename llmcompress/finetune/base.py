@@ -11,6 +11,7 @@ way back to training and which rounds; it is held to the exact path here.
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -99,7 +100,7 @@ def load_base(source: Checkpoint, plan: BasePlan, precision: str = "auto") -> nn
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    device = devices.best()
+    device = _own_device()
     dtype = compute_dtype(precision)
     extra: dict[str, Any] = {}
     if plan.nf4 and not plan.stored:
@@ -127,6 +128,12 @@ def load_base(source: Checkpoint, plan: BasePlan, precision: str = "auto") -> nn
         if hasattr(module, "support_avx512bf16_for_cpu"):
             module.support_avx512bf16_for_cpu = False
     return model  # type: ignore[no-any-return]
+
+
+def _own_device() -> torch.device:
+    """The best device; with several processes on several accelerators, the one of this process."""
+    device = devices.best()
+    return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
 
 
 def compute_dtype(precision: str) -> torch.dtype:

@@ -22,6 +22,7 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tokenizer import load_tokenizer, side_files
 from llmcompress.checkpoint.writer import file_digests, give_name
 from llmcompress.data.examples import TrainingSet, collate, load_examples
+from llmcompress.device import best
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune import engine
 from llmcompress.finetune.base import BasePlan, compute_dtype, load_base, plan_base, targets
@@ -34,14 +35,14 @@ from llmcompress.quantize.workspace import Workspace
 from llmcompress.report import ADAPTER, Check, Finetune, Output, RunReport, Training
 from llmcompress.seed import derive
 from llmcompress.train.failures import TrainingFailedError
-from llmcompress.train.trainer import DRIVER, heldout_loss, is_main, load_trained, total_steps, train
+from llmcompress.train.trainer import DRIVER, heldout_loss, is_main, load_trained, total_steps, train, world_size
 
 RELOAD_BOUND = 1e-4
 """Largest difference of logits, over their largest size, between the adapter in memory and the one on disk."""
 REPACKED = (
-    "On processors with AVX512-BF16, bitsandbytes repacks NF4 weights when a layer is evaluated, and PEFT's DoRA reads the "
-    "repacked ones wrongly: set support_avx512bf16_for_cpu to False on each Linear4bit before the first forward pass, or "
-    "merge the adapter."
+    "On processors with AVX512-BF16, bitsandbytes repacks NF4 weights when a layer is evaluated, and PEFT's DoRA reads "
+    "the repacked ones wrongly: set support_avx512bf16_for_cpu to False on each Linear4bit before the first forward "
+    "pass, or merge the adapter."
 )
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
 
@@ -81,7 +82,7 @@ def finetune(
     report.source = report.source or describe_source(source, skeleton.build(source, quantized=job.plan.stored))
     model = load_base(source, job.plan, settings.training.precision)
     names = targets(model, settings.target_modules)
-    workspace = Workspace.open(out, key)
+    workspace = _workspace(out, key)
     base_loss, _ = job.heldout(model)
     adapted = _attach(job, model, names)
     start_loss, _ = job.heldout(adapted)
@@ -96,6 +97,17 @@ def finetune(
         give_name(workspace.final, out)
         workspace.discard()
     return report
+
+
+def _workspace(out: Path, key: str) -> Workspace:
+    """The scratch folder: opened by the process that writes, before the others look into it."""
+    if world_size() == 1:
+        return Workspace.open(out, key)
+    from accelerate import PartialState
+
+    state = PartialState(cpu=best().type == "cpu")
+    with state.main_process_first():
+        return Workspace.open(out, key)
 
 
 def _prepare(source: Checkpoint, settings: FinetuneSettings, seed: int, progress: Progress) -> _Job:
