@@ -1,6 +1,7 @@
 """The command `llmcompress`. Every verb builds a recipe and runs it, so there is one way to run anything.
 
     quantize MODEL -o OUT   [quantize, verify, check, card]      evaluate MODEL       [evaluate, card]
+    finetune MODEL -o OUT   [finetune, card]                     merge MODEL ADAPTER  [merge, verify, card]
     verify OUT              [verify, card]                       measure OUT          [measure, card]
     check MODEL             [check, card]                        card OUT             [card]
     run RECIPE key=value …  what the file says                   recipes, methods     what there is
@@ -18,7 +19,7 @@ from typing import Annotated
 import typer
 
 from llmcompress import __version__
-from llmcompress.commands import compress, evidence, recipe, shipping
+from llmcompress.commands import compress, evidence, recipe, shipping, train
 
 app = typer.Typer(
     name="llmcompress",
@@ -30,6 +31,8 @@ app = typer.Typer(
 )
 for verb in (
     compress.quantize,
+    train.finetune,
+    train.merge,
     evidence.evaluate,
     evidence.measure,
     evidence.verify,

@@ -5,13 +5,14 @@ Everything goes to stderr; stdout is for data. Bars may lie inside one another; 
 
 from __future__ import annotations
 
+import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import TYPE_CHECKING, TextIO
 
-from llmcompress.progress import Progress, Step
+from llmcompress.progress import Progress, Silent, Step
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -22,7 +23,9 @@ PLAIN_INTERVAL_S = 10.0
 
 
 def console(stream: TextIO | None = None) -> Progress:
-    """Progress on stderr (or `stream`): bars on a terminal, lines elsewhere."""
+    """Progress on stderr (or `stream`): bars on a terminal, lines elsewhere; of several processes the first speaks."""
+    if int(os.environ.get("RANK", "0")) > 0:
+        return Silent()
     stream = stream or sys.stderr
     return Bars() if stream.isatty() else Lines(stream)
 

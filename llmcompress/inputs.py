@@ -25,22 +25,36 @@ def input_digests(recipe: Recipe) -> dict[str, str]:
     digests: dict[str, str] = {}
     problems: list[LLMCompressError] = []
     for stage in recipe.stages:
-        named = {"quantize": _quantize_names, "evaluate": _evaluate_names}.get(stage.name, _no_names)
-        digests[stage.name] = sha256(named(recipe.model, stage.settings, problems))
+        named = _NAMES.get(stage.name, _no_names)
+        model = recipe.model
+        if stage.name == "quantize" and stage.settings.calibration is None and _trains(recipe):  # type: ignore[attr-defined]
+            named, model = _method_names, ""
+        digests[stage.name] = sha256(named(model, stage.settings, problems))
     raise_all(problems)
     return digests
 
 
-def _quantize_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
-    """The calibration set as declared and the bytes of its text; method and layouts are looked up on the way."""
-    from llmcompress.data.spec import CalibrationSpec
+def _trains(recipe: Recipe) -> bool:
+    """Whether the text that a model was trained on stands in for a calibration set; the keys before hold its digest."""
+    return any(stage.name in ("finetune", "merge", "distill") for stage in recipe.stages)
+
+
+def _method_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
+    """Method and layouts are looked up; whether the method needs text is said by what it gives."""
     from llmcompress.quantize.format import FORMATS
     from llmcompress.quantize.method import METHODS
 
     for name in settings.formats():
         _looked_up(partial(FORMATS.get, name, "quantize.format"), problems)
     method = _looked_up(partial(METHODS.get, settings.method, "quantize.method"), problems)
-    if method is None or not method.needs_hessian:
+    return "text" if method is not None and method.needs_hessian else ""
+
+
+def _quantize_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
+    """The calibration set as declared and the bytes of its text; method and layouts are looked up on the way."""
+    from llmcompress.data.spec import CalibrationSpec
+
+    if not _method_names(model, settings, problems):
         return ""
     spec = _looked_up(partial(CalibrationSpec.choose, settings.calibration, model), problems)
     if spec is None:
@@ -60,8 +74,32 @@ def _evaluate_names(model: str, settings: Any, problems: list[LLMCompressError])
     return " ".join(sha256(path.read_bytes()) for path in files)
 
 
+def _training_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
+    """The bytes of the training data."""
+    from llmcompress.data.examples import data_digest
+
+    return _looked_up(partial(data_digest, settings.data), problems) or ""
+
+
+def _merge_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
+    """The bytes of the adapters and of the rows that are measured on."""
+    from llmcompress.finetune.merge import adapter_digest
+
+    found = [_looked_up(partial(adapter_digest, one.path), problems) or "" for one in settings.adapters]
+    return " ".join([*found, _training_names(model, settings, problems) if settings.data else ""])
+
+
 def _no_names(model: str, settings: Any, problems: list[LLMCompressError]) -> str:
     return ""
+
+
+_NAMES: dict[str, Callable[[str, Any, list[LLMCompressError]], str]] = {
+    "finetune": _training_names,
+    "merge": _merge_names,
+    "distill": _training_names,
+    "quantize": _quantize_names,
+    "evaluate": _evaluate_names,
+}
 
 
 def _looked_up(action: Callable[[], T], problems: list[LLMCompressError]) -> T | None:

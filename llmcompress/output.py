@@ -2,6 +2,7 @@
 
     OUT                   a checkpoint, its report in OUT/llmcompress/report.json
     OUT/LAYOUT            one such folder per layout, where a recipe asks for several
+    .OUT.stages/STAGE-KEY what the stages before the last one made, kept for the next run
 
 Nothing that we did not write is ever replaced; what another recipe wrote is replaced only when the user says so.
 """
@@ -14,11 +15,17 @@ from typing import Any
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import FILE, FOLDER, RunReport
+from llmcompress.stages import MAKERS
 
 
 def folders_of(out: Path, formats: Sequence[str]) -> list[Path]:
     """The folders of checkpoints that a recipe with these layouts writes."""
     return [out] if len(formats) == 1 else [out / name for name in formats]
+
+
+def stage_folder(out: Path, stage: str, key: str) -> Path:
+    """Where a stage that is not the last one writes; the name holds the key, so other work goes elsewhere."""
+    return out.parent / f".{out.name}.stages" / f"{stage}-{key[:16]}"
 
 
 def ours(folder: Path) -> bool:
@@ -47,8 +54,8 @@ def refuse_overlap(out: Path, source: Path) -> None:
         raise LLMCompressError(f"{out}: overlaps the source {source}", "choose another output")
 
 
-def refuse_other_recipe(out: Path, key: str, recipe: dict[str, Any]) -> None:
-    """Let pass what the same quantization wrote (`key`), or nothing at all.
+def refuse_other_recipe(out: Path, stage: str, key: str, recipe: dict[str, Any]) -> None:
+    """Let pass what the same work (`key` of `stage`, the last that makes a checkpoint) wrote, or nothing at all.
 
     Raises: LLMCompressError that says what differs.
     """
@@ -56,10 +63,9 @@ def refuse_other_recipe(out: Path, key: str, recipe: dict[str, Any]) -> None:
         if not ours(folder):
             continue
         report = RunReport.load(folder)
-        if not any(row.name == "quantize" and row.key == key for row in report.stages):
-            changed = (
-                ", ".join(_differences(report.recipe, recipe)) or "the source, the calibration text or our version"
-            )
+        if not any((row.name, row.key) == (stage, key) for row in report.stages):
+            text = "calibration text" if stage == "quantize" else "training data"
+            changed = ", ".join(_differences(report.recipe, recipe)) or f"the source, the {text} or our version"
             raise LLMCompressError(
                 f"{folder}: holds the result of another recipe (different: {changed})",
                 "choose another output, or pass --overwrite to replace it",
@@ -85,5 +91,5 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     head = {key: value for key, value in recipe.items() if key not in ("stages", "output")}
-    quantize: dict[str, Any] = next((one["quantize"] for one in recipe.get("stages", []) if "quantize" in one), {})
-    return head | {f"quantize.{key}": value for key, value in quantize.items()}
+    made = {name: values for one in recipe.get("stages", []) for name, values in one.items() if name in MAKERS}
+    return head | {f"{name}.{key}": value for name, values in made.items() for key, value in values.items()}

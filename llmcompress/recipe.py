@@ -3,9 +3,9 @@
     model: org/name            a folder, a Hub id, or bundled/tiny       key=value on the command line replaces a value:
     output: out/name                                                       model=other/name   seed=1
     seed: 0                                                                quantize.scheme=W3A16
-    stages:                    in this order, each at most once            quantize.method_settings.dampening_frac=0.1
-      - quantize: {scheme: W4A16, method: gptq, calibration: my.txt}
-      - verify: {}
+    stages:                    each at most once                           quantize.method_settings.dampening_frac=0.1
+      - quantize: {scheme: W4A16, method: gptq, calibration: my.txt}       stages that make a checkpoint: in any order;
+      - verify: {}                                                         then verify, evaluate, card
       - evaluate: {suite: tiny}
       - card: {}
 
@@ -30,7 +30,7 @@ from llmcompress import resources
 from llmcompress.errors import LLMCompressError, ProblemsError, raise_all, unknown
 from llmcompress.located import KeyPath, Located, read_yaml
 from llmcompress.overrides import override
-from llmcompress.stages import STAGES, Entry, Stage, settings_class
+from llmcompress.stages import EVIDENCE, MAKERS, STAGES, Entry, Stage, settings_class
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -60,6 +60,10 @@ class Recipe(BaseModel):
     def stage(self, name: str) -> Stage | None:
         """The stage called `name`, or None."""
         return next((stage for stage in self.stages if stage.name == name), None)
+
+    def makers(self) -> tuple[Stage, ...]:
+        """The stages that make a checkpoint, in order."""
+        return tuple(stage for stage in self.stages if stage.name in MAKERS)
 
     def dump(self) -> dict[str, Any]:
         """Every value, defaults included, as plain data in the shape of a recipe file."""
@@ -155,12 +159,17 @@ def _entries(source: Located) -> tuple[list[Entry], list[LLMCompressError]]:
 
 
 def _order(entries: list[Entry], source: Located) -> list[LLMCompressError]:
-    ranks = list(STAGES)
+    """Makers come first, in any order, and evidence after them in its own; an adapter can only be merged."""
+    ranks = dict.fromkeys(MAKERS, 0) | {name: rank for rank, name in enumerate(EVIDENCE, 1)}
+    rule = f"{', '.join(MAKERS)} run in the order given, then {', '.join(EVIDENCE)}, each at most once"
     problems = []
-    for before, entry in pairwise(entries):
-        if ranks.index(entry.name) <= ranks.index(before.name):
-            rule = f"stages run once each, in the order {', '.join(ranks)}"
+    for index, (before, entry) in enumerate(pairwise(entries), 1):
+        again = entry.name in {one.name for one in entries[:index]}
+        if again or ranks[entry.name] < ranks[before.name]:
             problems.append(_at(source.where(entry.path), f"stage {entry.name} after {before.name}: {rule}"))
+        elif before.name == "finetune" and entry.name not in ("merge", "card"):
+            text = f"stage {entry.name} after finetune, which makes an adapter and no checkpoint of its own"
+            problems.append(_at(source.where(entry.path), text, "put `- merge: {}` between them"))
     return problems
 
 

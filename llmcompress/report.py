@@ -18,6 +18,14 @@ from llmcompress.errors import LLMCompressError
 FOLDER = "llmcompress"
 FILE = "report.json"
 VERSION = 1
+PLAIN, ADAPTER = "plain", "peft"
+"""Output.format of a checkpoint without quantized weights, and of an adapter's folder."""
+
+OF_THE_OUTPUT = {
+    "version", "created", "recipe", "seed", "environment", "stages",
+    "calibration", "survival", "linears", "output", "checks", "evaluations",
+}  # fmt: skip
+"""Parts of a report that speak of one run or one output folder; all others are handed on to the next stage."""
 
 Verdict = Literal["pass", "fail", "inconclusive"]
 
@@ -263,6 +271,150 @@ class Evaluation(Part):
     seconds: float
 
 
+class RejectedRows(Part):
+    """Rows of training data that were not used, for one reason."""
+
+    reason: str
+    count: int
+    places: list[str] = Field(description="file:line of the first few")
+
+
+class TrainingData(Part):
+    """The text that was trained on. Written by finetune and distill."""
+
+    source: str = Field(description="file name, or dataset id")
+    sha256: str = Field(description="of the files' bytes")
+    kind: Literal["text", "prompt", "instruction", "chat"]
+    chat_template: bool
+    loss_on: Literal["completion", "all"]
+    seq_len: int
+    packing: bool
+    num_examples: int = Field(description="examples trained on")
+    num_rows: int = Field(description="rows that they were laid into")
+    num_heldout: int
+    num_tokens: int = Field(description="of the examples trained on")
+    num_learned: int = Field(description="tokens among them that are learned")
+    heldout_also_trained: int = Field(description="held-out examples that are also trained on, token for token")
+    rejected: list[RejectedRows] = []
+
+
+class CurvePoint(Part):
+    """The training loss at a step, or the mean since the point before."""
+
+    step: int
+    loss: float
+    learning_rate: float
+    gradient_norm: float | None = None
+
+
+class Training(Part):
+    """One run of the trainer. Written by finetune and distill."""
+
+    steps: int
+    epochs: float
+    effective_batch: int = Field(description="rows per optimizer step, over all processes")
+    trained_parameters: int
+    resumed_from: int | None = Field(default=None, description="step of the checkpoint that an interrupted run left")
+    seconds: float = Field(description="of the last start; less than the whole where it was resumed")
+    num_processes: int = 1
+    curve: list[CurvePoint] = []
+
+
+class AdapterModule(Part):
+    """One adapted linear. Written by finetune."""
+
+    name: str
+    shape: tuple[int, int] = Field(description="out_features, in_features")
+    rank: int = Field(description="at the end of the training")
+
+
+class Finetune(Part):
+    """An adapter and how it was trained. Written by finetune."""
+
+    adapter: Literal["lora", "qlora", "adalora"]
+    base: str = Field(description="the checkpoint that it was trained on, as the recipe names it")
+    base_identity: str = Field(description="sha256 over config.json and the tensor bytes of that checkpoint")
+    base_weights: Literal["full", "nf4", "stored nf4"] = Field(description="how its linears were held in training")
+    double_quant: bool = False
+    kept_full: dict[str, str] = Field(default={}, description="linear of an NF4 base in full precision -> why")
+    compute_dtype: str
+    init: Literal["default", "loftq", "residual"]
+    rank: int = Field(description="of every linear; for adalora the average that was asked for")
+    initial_rank: int | None = Field(default=None, description="adalora: of every linear at the start")
+    alpha: float
+    dropout: float
+    dora: bool
+    rslora: bool
+    modules: list[AdapterModule]
+    data: TrainingData
+    data_path: str = Field(description="where the data lay, for measurements that come later")
+    training: Training
+    learning_rate: float
+    heldout_tokens: int = Field(description="learned tokens of the held-out rows")
+    heldout_loss_base: float | None = Field(description="nats per token of the base as it was trained on")
+    heldout_loss_start: float | None = Field(description="with the adapter before the first step")
+    heldout_loss: float | None = Field(description="with the trained adapter")
+
+    def average_rank(self) -> float:
+        """Mean over the adapted linears."""
+        return sum(one.rank for one in self.modules) / len(self.modules)
+
+
+class MergedLinear(Part):
+    """One linear that an update went into. Written by merge."""
+
+    name: str
+    rank: int = Field(description="sum over the adapters")
+    relative_update: float = Field(description="||D|| / ||W||")
+    excess: float = Field(description="difference of outputs from base plus adapter, over what rounding allows")
+
+
+class MergedAdapter(Part):
+    """One adapter that went in. Written by merge."""
+
+    path: str
+    weight: float
+    kind: Literal["LORA", "ADALORA"]
+    dora: bool
+    sha256: str = Field(description="of adapter_model.safetensors")
+    base_is_this: bool | None = Field(description="trained on the very checkpoint merged onto; None: not known")
+
+
+class Merge(Part):
+    """Adapters merged into weights. Written by merge."""
+
+    onto: Literal["dequantized", "original"]
+    adapters: list[MergedAdapter]
+    linears: list[MergedLinear]
+    round_tripped: int = Field(description="linears that hold NF4 values, updated or not")
+    replaced: list[str] = Field(default=[], description="parameters that an adapter brought whole")
+    data: dict[str, Any] | None = Field(default=None, description="settings of the rows measured on")
+    heldout_tokens: int = 0
+    kl_dequantized: float | None = Field(default=None, description="KL(base + adapter || merged onto NF4 values)")
+    kl_original: float | None = Field(default=None, description="KL(base + adapter || merged onto the original)")
+    closer: Literal["dequantized", "original"] | None = None
+    not_measured: str | None = Field(default=None, description="why there is no KL, or only one")
+
+
+class SurvivalRow(Part):
+    """How much of an update quantization kept in one linear: <Q(W+D) - Q(W), D> / <D, D>."""
+
+    name: str
+    kept: float = Field(description="with the method of the run")
+    kept_rtn: float = Field(description="with plain rounding on the same grid")
+
+
+class Survival(Part):
+    """What quantizing left of the adapter. Written when a quantize stage follows a merge."""
+
+    linears: list[SurvivalRow]
+    kept: float = Field(description="over all linears, each weighted by ||D||^2")
+    kept_rtn: float
+    heldout_tokens: int
+    kl: float | None = Field(description="KL(base + adapter || merged and quantized), nats per token")
+    kl_rtn: float | None = Field(description="the same for plain rounding of the merged weights")
+
+
 class StageRow(Part):
     """One stage that ran. Written by run."""
 
@@ -296,6 +448,9 @@ class RunReport(Part):
     environment: Environment
     stages: list[StageRow] = []
     source: Source | None = None
+    finetune: Finetune | None = None
+    merge: Merge | None = None
+    survival: Survival | None = None
     calibration: Calibration | None = None
     linears: list[LinearRow] = []
     tuning: Tuning | None = None

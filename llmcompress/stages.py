@@ -1,4 +1,6 @@
-"""The stages that a recipe can name: their order, and where their settings are declared.
+"""The stages that a recipe can name: what they are, their order, and where their settings are declared.
+
+Makers turn a checkpoint into another and run in the order that the recipe gives; evidence is taken of the last one.
 
 Settings are imported when a recipe names the stage and not before, so that the command line starts at once.
 """
@@ -20,15 +22,25 @@ class CardSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
 
-STAGES: dict[str, tuple[str, str]] = {
+MAKERS: dict[str, tuple[str, str]] = {
+    "finetune": ("llmcompress.finetune.settings", "FinetuneSettings"),
+    "merge": ("llmcompress.finetune.settings", "MergeSettings"),
+    "distill": ("llmcompress.distill.settings", "DistillSettings"),
     "quantize": ("llmcompress.quantize.settings", "QuantizeSettings"),
+}
+"""Names of the stages that make a checkpoint, with the module and class of their settings."""
+
+EVIDENCE: dict[str, tuple[str, str]] = {
     "verify": ("llmcompress.verify.stage", "VerifySettings"),
     "check": ("llmcompress.verify.check", "CheckSettings"),
     "evaluate": ("llmcompress.evaluate.stage", "EvaluateSettings"),
     "measure": ("llmcompress.evaluate.speed", "MeasureSettings"),
     "card": (__name__, "CardSettings"),
 }
-"""Stage names in the order in which they run, with the module and class of their settings."""
+"""The same for evidence and the card, in the order in which they run."""
+
+STAGES = MAKERS | EVIDENCE
+"""Every stage."""
 
 
 def settings_class(stage: str) -> type[BaseModel]:

@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from llmcompress.card import evidence, sections, speed
-from llmcompress.card.figures import draw_errors, draw_scores
+from llmcompress.card.figures import draw_errors, draw_scores, draw_training
 from llmcompress.card.frontmatter import as_text, front_matter, problems
 from llmcompress.card.glance import glance
 from llmcompress.card.kind import KINDS, kind_of_card
@@ -27,6 +27,8 @@ CARD = "README.md"
 FIGURES = f"{FOLDER}/figures"
 SCORES, ERRORS = f"{FIGURES}/scores.png", f"{FIGURES}/errors.png"
 
+TRAINING = f"{FIGURES}/training.png"
+
 
 def write_card(folder: Path) -> Path:
     """Draw `folder`/README.md and its figures from the report in `folder`; returns the card's path.
@@ -39,6 +41,9 @@ def write_card(folder: Path) -> Path:
     raise_all([LLMCompressError(f"{folder}: front matter of its card: {problem}") for problem in problems(front)])
     scores = draw_scores(report.evaluations, folder / SCORES)
     errors = draw_errors(report.linears, folder / ERRORS)
+    training = draw_training(report.finetune, folder / TRAINING) if report.finetune else None
+    if training is None:
+        (folder / TRAINING).unlink(missing_ok=True)
     for path in {folder / SCORES, folder / ERRORS} - {scores, errors}:
         path.unlink(missing_ok=True)
     body = card_text(report, name, SCORES if scores else None, ERRORS if errors else None)

@@ -9,15 +9,47 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable, Sequence
+import shutil
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
 from pathlib import Path
+from typing import Protocol
 
-from llmcompress.checkpoint.tensors import DTYPE_BYTES, StoredTensor
+from llmcompress.checkpoint.tensors import DTYPE_BYTES
+from llmcompress.report import PLAIN, Output
 
 SHARD_BYTES = 5_000_000_000
 
 
-def write_shards(folder: Path, tensors: Sequence[StoredTensor], shard_bytes: int = SHARD_BYTES) -> dict[str, str]:
+class Streamed(Protocol):
+    """A tensor that can be written without being held: copied from a file, or computed when its turn comes."""
+
+    @property
+    def name(self) -> str:
+        """In the file."""
+        ...
+
+    @property
+    def dtype(self) -> str:
+        """In safetensors' spelling."""
+        ...
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As it is stored."""
+        ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all chunks together."""
+        ...
+
+    def chunks(self) -> Iterator[bytes]:
+        """Its bytes, a piece at a time."""
+        ...
+
+
+def write_shards(folder: Path, tensors: Sequence[Streamed], shard_bytes: int = SHARD_BYTES) -> dict[str, str]:
     """Write `tensors` into `folder` as model.safetensors, or as shards with an index, in the order given.
 
     Returns: file name -> sha256 for every file written, index included.
@@ -38,7 +70,7 @@ def write_shards(folder: Path, tensors: Sequence[StoredTensor], shard_bytes: int
     return digests
 
 
-def write_safetensors(path: Path, tensors: Sequence[StoredTensor]) -> str:
+def write_safetensors(path: Path, tensors: Sequence[Streamed]) -> str:
     """Write one safetensors file by copying byte streams; returns its sha256. Synced to disk before returning.
 
     Widest dtypes first, then by name, so that every tensor starts aligned and the same tensors give the same bytes.
@@ -62,14 +94,52 @@ def write_safetensors(path: Path, tensors: Sequence[StoredTensor]) -> str:
     return sha.hexdigest()
 
 
-def _pieces(header: bytes, tensors: Iterable[StoredTensor]) -> Iterable[bytes]:
+def plain_output(folder: Path, digests: dict[str, str], tensors: Sequence[Streamed]) -> Output:
+    """What the report says of a checkpoint of plain weights, none of them quantized, written into `folder`."""
+    weights = sum(prod(tensor.shape) for tensor in tensors)
+    num_bytes = sum(tensor.num_bytes for tensor in tensors)
+    return Output(
+        format=PLAIN,
+        files={name: (folder / name).stat().st_size for name in digests},
+        digests=digests,
+        weights_bytes=num_bytes,
+        bits_per_weight=8 * num_bytes / weights,
+        bits_per_weight_model=8 * num_bytes / weights,
+        quantized_parameters=0,
+        total_parameters=weights,
+    )
+
+
+def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
+    """File name -> sha256 of files that another library wrote."""
+    found = {}
+    for name in names:
+        with (folder / name).open("rb") as file:
+            found[name] = hashlib.file_digest(file, "sha256").hexdigest()
+    return found
+
+
+def give_name(scratch: Path, out: Path) -> None:
+    """Rename a finished folder to its name; an earlier result of ours steps aside first and is removed last."""
+    out.parent.mkdir(parents=True, exist_ok=True)
+    if not out.exists():
+        os.replace(scratch, out)
+        return
+    old = out.with_name(f".{out.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    os.replace(out, old)
+    os.replace(scratch, out)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _pieces(header: bytes, tensors: Iterable[Streamed]) -> Iterable[bytes]:
     yield len(header).to_bytes(8, "little") + header
     for tensor in tensors:
         yield from tensor.chunks()
 
 
-def _grouped(tensors: Sequence[StoredTensor], shard_bytes: int) -> list[list[StoredTensor]]:
-    groups: list[list[StoredTensor]] = [[]]
+def _grouped(tensors: Sequence[Streamed], shard_bytes: int) -> list[list[Streamed]]:
+    groups: list[list[Streamed]] = [[]]
     filled = 0
     for tensor in tensors:
         if groups[-1] and filled + tensor.num_bytes > shard_bytes:

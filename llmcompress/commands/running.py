@@ -70,9 +70,11 @@ def run_stages(recipe: Any, overrides: list[str] | None, as_json: bool, *, judge
 
     built = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe, overrides or ())
     reports = run_recipe(built, console(), **how)
+    if not reports:  # one of several processes, and not the one that writes
+        return 0
     if as_json:
         found = [json.loads(report.model_dump_json()) | {"folder": str(folder)} for folder, report in reports.items()]
-        print(json.dumps(found if len(found) > 1 else found[0], indent=1))
+        print(json.dumps(found[0] if len(found) == 1 else found, indent=1))
     else:
         print("\n\n".join(summary(folder, report) for folder, report in reports.items()))
     return FAILED if judge and any(failures(report) for report in reports.values()) else 0

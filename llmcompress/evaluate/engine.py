@@ -24,7 +24,7 @@ from safetensors import SafetensorError
 
 from llmcompress.device import best
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate.quiet import quiet
+from llmcompress.quiet import quiet
 
 if TYPE_CHECKING:
     import torch

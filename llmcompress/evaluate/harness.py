@@ -26,8 +26,8 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from llmcompress.errors import LLMCompressError, raise_all, unknown
-from llmcompress.evaluate.quiet import quiet
 from llmcompress.evaluate.suite import TaskEntry
+from llmcompress.quiet import quiet
 
 FILE_READERS = ("json", "csv", "parquet", "arrow", "text", "pandas")
 GROUP = "llmcompress"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from math import prod
@@ -15,7 +14,7 @@ from llmcompress.checkpoint.card import source_metadata
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import StoredTensor, torch_dtype
 from llmcompress.checkpoint.tokenizer import side_files
-from llmcompress.checkpoint.writer import write_shards
+from llmcompress.checkpoint.writer import give_name, write_shards
 from llmcompress.errors import LLMCompressError
 from llmcompress.models.skeleton import FLOATS
 from llmcompress.progress import Progress
@@ -60,8 +59,7 @@ def assemble(
             _write(source, folder, workspace, format, layout, plan, report)
             report.save(folder)
             bar.advance(1, format.name)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    _rename(workspace.final, out)
+    give_name(workspace.final, out)
     workspace.discard()
 
 
@@ -113,15 +111,3 @@ def _output(
         quantized_parameters=quantized,
         total_parameters=quantized + rest,
     )
-
-
-def _rename(scratch: Path, out: Path) -> None:
-    """Give the finished folder its name; an earlier result of ours steps aside first and is removed last."""
-    if not out.exists():
-        os.replace(scratch, out)
-        return
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(out, old)
-    os.replace(scratch, out)
-    shutil.rmtree(old, ignore_errors=True)

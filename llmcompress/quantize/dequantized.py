@@ -16,7 +16,7 @@ from llmcompress.models import skeleton
 from llmcompress.models.layout import put_weight_OI
 from llmcompress.quantize.format import FORMATS
 from llmcompress.quantize.roundtrip import unpack_row
-from llmcompress.report import RunReport
+from llmcompress.report import PLAIN, RunReport
 
 
 def load_dequantized(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -27,13 +27,13 @@ def load_dequantized(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     report, checkpoint = RunReport.load(folder), Checkpoint.open(folder)
     if report.output is None:
         raise LLMCompressError(f"{folder}: its report names no quantized checkpoint")
-    format = FORMATS.get(report.output.format)
-    model = skeleton.build(checkpoint, quantized=True)
+    format = None if report.output.format == PLAIN else FORMATS.get(report.output.format)
+    model = skeleton.build(checkpoint, quantized=format is not None)
     rows = {row.name: row for row in report.linears if row.outcome != "skipped"}
     sources = skeleton.stored_names(model, checkpoint.stored)
     for name, parameter in list(model.named_parameters()):
         path, _, leaf = name.rpartition(".")
-        if path in rows and leaf == "weight":
+        if format is not None and path in rows and leaf == "weight":
             dense_OI = unpack_row(checkpoint, rows[path], format).dequantize(dtype)
             put_weight_OI(model.get_submodule(path), dense_OI)
             continue

@@ -69,12 +69,12 @@ class _Job:
 
 def quantize(
     source: Checkpoint, out: Path, settings: QuantizeSettings, *, seed: int, key: str, report: RunReport,
-    progress: Progress,
+    progress: Progress, calibration: CalibrationSet | None = None,
 ) -> RunReport:  # fmt: skip
     """Quantize `source` into `out` (one folder per layout below it when several are asked for).
 
     `key` names this very work: a workspace left by a killed run with the same key is continued. The report is filled
-    and saved inside the output before the output gets its name.
+    and saved inside the output before the output gets its name. calibration: rows to use instead of the named set.
 
     Raises: LLMCompressError for anything a user can mend; the output is then not there, the finished layers are kept.
     """
@@ -97,9 +97,10 @@ def quantize(
     )
     refusals = [(format, format.refuses_layout(layout)) for format in formats]
     raise_all([LLMCompressError(f"format {format.name}: {reason}") for format, reason in refusals if reason])
-    calibration = _calibration(source, settings, seed, model) if method.needs_hessian else None
+    if method.needs_hessian and calibration is None:
+        calibration = _calibration(source, settings, seed, model)
     source.require_finite()
-    report.source = describe_source(source, model)
+    report.source = report.source or describe_source(source, model)
     report.calibration = calibration.provenance if calibration else None
     world = World.join()
     workspace = _workspace(out, key, world)

@@ -1,0 +1,146 @@
+"""A PEFT adapter folder as it lies on disk: its config, and the update that it holds for each linear.
+
+    adapter_config.json        peft_type, r, lora_alpha, rank_pattern, alpha_pattern, use_dora, use_rslora …
+    adapter_model.safetensors  base_model.model.PATH.lora_A.weight, .lora_B.weight, .lora_magnitude_vector
+                               AdaLoRA: PATH.lora_A, .lora_B, .lora_E, cut to the rank of each linear
+                               modules_to_save: base_model.model.PATH.weight, whole
+
+Read with our own reader, a tensor at a time, so that an adapter takes no more memory than its largest linear. What a
+config may ask for beyond this is refused by name: a merge that left something out would look like a success.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from llmcompress.checkpoint.tensors import StoredTensor, read_header
+from llmcompress.errors import LLMCompressError, raise_all
+from llmcompress.finetune.delta import Update
+
+PREFIX = "base_model.model."
+CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+KINDS = ("LORA", "ADALORA")
+REFUSED = (
+    "alora_invocation_tokens", "arrow_config", "kasa_config", "layer_replication", "lora_bias", "monteclora_config",
+    "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config",
+)  # fmt: skip
+"""Settings of a PEFT adapter that change what it computes in a way that is not merged here."""
+_PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_E|lora_magnitude_vector)(?:\.weight)?")
+
+
+@dataclass(frozen=True)
+class Adapter:
+    """An adapter folder, and how much of it is merged."""
+
+    folder: Path
+    config: dict[str, Any]
+    stored: Mapping[str, StoredTensor]
+    weight: float = 1.0
+
+    @classmethod
+    def open(cls, path: str, weight: float = 1.0) -> Adapter:
+        """Read config and headers.
+
+        Raises: LLMCompressError, all problems together: no adapter there, pickled weights, another kind of adapter, a
+        setting that cannot be merged.
+        """
+        folder = Path(path).expanduser()
+        if not (folder / CONFIG).is_file():
+            what = "no such folder" if not folder.is_dir() else f"has no {CONFIG}"
+            raise LLMCompressError(f"{path}: {what}", "an adapter is a folder that PEFT or `finetune` wrote")
+        try:
+            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise LLMCompressError(f"{folder / CONFIG}: not valid JSON ({error})") from error
+        if not (folder / WEIGHTS).is_file():
+            raise LLMCompressError(f"{folder}: has no {WEIGHTS}", "save the adapter as safetensors")
+        found = cls(folder, config, read_header(folder / WEIGHTS), weight)
+        raise_all(found._problems())
+        return found
+
+    @property
+    def kind(self) -> str:
+        """LORA or ADALORA."""
+        return str(self.config.get("peft_type"))
+
+    @property
+    def dora(self) -> bool:
+        """Whether rows are scaled to learned lengths."""
+        return bool(self.config.get("use_dora"))
+
+    @cached_property
+    def parts(self) -> dict[str, dict[str, str]]:
+        """Linear -> part (lora_A …) -> tensor name."""
+        found: dict[str, dict[str, str]] = {}
+        for name in self.stored:
+            match = _PART.fullmatch(name.removeprefix(PREFIX))
+            if match:
+                found.setdefault(match[1], {})[match[2]] = name
+        return found
+
+    @cached_property
+    def whole(self) -> dict[str, str]:
+        """Parameter of the model -> tensor that replaces it (modules_to_save)."""
+        inside = {name for parts in self.parts.values() for name in parts.values()}
+        return {name.removeprefix(PREFIX): name for name in self.stored if name not in inside}
+
+    def rank(self, linear: str) -> int:
+        """Rank of what is stored for a linear."""
+        return self.stored[self.parts[linear]["lora_A"]].shape[0]
+
+    def update(self, linear: str) -> Update:
+        """What this adapter adds to a linear, its weight included."""
+        tensors = {part: self.stored[name].load() for part, name in self.parts[linear].items()}
+        length = tensors.get("lora_magnitude_vector")
+        return Update(
+            tensors["lora_B"],
+            tensors["lora_A"],
+            self._scale(linear) * self.weight,
+            tensors.get("lora_E"),
+            None if length is None else length.reshape(-1),
+        )
+
+    def _scale(self, linear: str) -> float:
+        alpha = float(_of_pattern(self.config.get("alpha_pattern"), linear, self.config.get("lora_alpha", 8)))
+        if self.kind == "ADALORA":
+            initial = float(self.config.get("init_r", 12))
+            return (alpha if alpha > 0 else initial) / (initial + 1e-5)
+        rank = float(_of_pattern(self.config.get("rank_pattern"), linear, self.config.get("r", 8)))
+        return alpha / math.sqrt(rank) if self.config.get("use_rslora") else alpha / rank
+
+    def _problems(self) -> list[LLMCompressError]:
+        where, config = f"{self.folder / CONFIG}", self.config
+        problems = []
+        if self.kind not in KINDS:
+            problems.append(LLMCompressError(f"{where}: peft_type is {self.kind}; {' and '.join(KINDS)} can be merged"))
+        for key in REFUSED:
+            if config.get(key):
+                problems.append(LLMCompressError(f"{where}: {key} is set, which cannot be merged into a weight"))
+        if config.get("bias", "none") != "none":
+            problems.append(LLMCompressError(f"{where}: bias is {config['bias']!r}; only 'none' can be merged"))
+        if self.kind == "LORA" and not int(config.get("r") or 0):
+            problems.append(LLMCompressError(f"{where}: r is {config.get('r')}; an adapter of rank 0 holds nothing"))
+        for linear, parts in self.parts.items():
+            lacking = {"lora_A", "lora_B"} - parts.keys()
+            if lacking:
+                problems.append(LLMCompressError(f"{self.folder}: {linear} has no {' and no '.join(sorted(lacking))}"))
+        if any("lora_embedding" in name for name in self.stored):
+            problems.append(LLMCompressError(f"{self.folder}: adapts an embedding, which cannot be merged here"))
+        if not self.parts and not self.whole:
+            problems.append(LLMCompressError(f"{self.folder}: {WEIGHTS} holds no update"))
+        return problems
+
+
+def _of_pattern(pattern: object, linear: str, default: Any) -> Any:
+    """The value of the first key that matches a linear's path from its end, as PEFT matches it."""
+    for key, value in (pattern if isinstance(pattern, dict) else {}).items():
+        if isinstance(value, int | float) and re.match(rf"(.*\.)?({key})$", linear):
+            return value
+    return default

@@ -1,0 +1,188 @@
+"""The frozen base that an adapter is trained on: full precision, or NF4 with the compute of bitsandbytes.
+
+    checkpoint in full precision ──base: full──> as it is
+                                 ──base: nf4───> quantized while it is loaded (QLoRA, Dettmers et al. 2023)
+    NF4 checkpoint of ours       ───────────────> its own codes, plain or calibrated
+
+A linear that the NF4 kernels cannot run stays in full precision, and the report says which and why. On processors with
+AVX512-BF16 bitsandbytes swaps its weights for a bfloat16 kernel as soon as a layer is evaluated, from which there is no
+way back to training and which rounds; it is held to the exact path here.
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmcompress import device as devices
+from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.errors import LLMCompressError, raise_all
+from llmcompress.models import skeleton
+from llmcompress.models.layout import decoder_layers, is_transposed, linears
+from llmcompress.quantize.format import FORMATS
+from llmcompress.quiet import quiet
+from llmcompress.scheme import WeightScheme, preset
+
+NF4_METHOD = "bitsandbytes"
+
+
+@dataclass(frozen=True)
+class BasePlan:
+    """Which linears of a base are NF4. `kept`: linear -> why it stays in full precision, where the base is NF4."""
+
+    nf4: bool
+    stored: bool = False
+    scheme: WeightScheme | None = None
+    linears: tuple[str, ...] = ()
+    kept: dict[str, str] = field(default_factory=dict)
+
+
+def plan_base(source: Checkpoint, asked: str, adapter: str, double_quant: bool) -> BasePlan:
+    """Decide how the base is loaded, from config and headers alone.
+
+    asked: auto, full or nf4. Raises: LLMCompressError for a base that is quantized otherwise than NF4, or asked for in
+    full precision while it is NF4.
+    """
+    method = (source.config.get("quantization_config") or {}).get("quant_method")
+    if method not in (None, NF4_METHOD):
+        raise LLMCompressError(
+            f"{source.name}: is quantized already (quant_method {method!r}), and an adapter is trained on full "
+            "precision or NF4 weights",
+            "fine-tune the checkpoint that it was made from, then `merge ADAPTER --then quantize`",
+        )
+    if method == NF4_METHOD:
+        if asked == "full":
+            raise LLMCompressError(f"{source.name}: is NF4, not full precision", "drop base: full")
+        kept = dict.fromkeys(_skipped(source), "not quantized in this checkpoint")
+        return BasePlan(True, True, None, (), kept)
+    if not (asked == "nf4" or (asked == "auto" and adapter == "qlora")):
+        return BasePlan(False)
+    return nf4_plan(source, double_quant)
+
+
+def nf4_plan(source: Checkpoint, double_quant: bool) -> BasePlan:
+    """Which linears of a full-precision checkpoint become NF4: those of the decoder layers that the kernels can run."""
+    scheme = preset("NF4-DQ" if double_quant else "NF4")
+    format, model = FORMATS.get(NF4_METHOD), skeleton.build(source)
+    layers = decoder_layers(model)
+    inside, kept = [], {}
+    for index, layer in enumerate(layers.layers):
+        for local, module in linears(layer).items():
+            name = f"{layers.name(index)}.{local}"
+            rows, columns = module._parameters["weight"].shape  # type: ignore[union-attr]
+            if is_transposed(module):
+                rows, columns = columns, rows
+            reason = format.refuses(scheme, rows, columns)
+            if reason is None and is_transposed(module):
+                reason = "its weight is stored transposed (Conv1D), in which blocks of 64 run across outputs"
+            if reason:
+                kept[name] = reason
+            else:
+                inside.append(name)
+    if not inside:
+        raise LLMCompressError(
+            f"{source.name}: no linear can be held as NF4 ({next(iter(kept.values()))})", "use --adapter lora"
+        )
+    return BasePlan(True, False, scheme, tuple(inside), kept)
+
+
+def load_base(source: Checkpoint, plan: BasePlan, precision: str = "auto") -> nn.Module:
+    """The base on the best device, every parameter frozen.
+
+    precision: as in TrainingSettings; full-precision weights stay in their own dtype on an accelerator.
+
+    Raises: LLMCompressError when transformers cannot load it.
+    """
+    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+
+    device = _own_device()
+    dtype = compute_dtype(precision)
+    extra: dict[str, Any] = {}
+    if plan.nf4 and not plan.stored:
+        assert plan.scheme is not None
+        skipped = [*plan.kept, *_heads(source)]
+        extra["quantization_config"] = BitsAndBytesConfig(
+            load_in_4bit=True,
+            bnb_4bit_quant_type="nf4",
+            bnb_4bit_use_double_quant=plan.scheme.double_quant,
+            bnb_4bit_compute_dtype=dtype,
+            llm_int8_skip_modules=skipped,
+        )
+    loading: Any = AutoModelForCausalLM
+    try:
+        with quiet("transformers", "bitsandbytes"):
+            model = loading.from_pretrained(
+                source.folder, dtype=dtype, device_map={"": device}, trust_remote_code=source.trust_remote_code, **extra
+            )
+    except (ImportError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
+        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+        raise LLMCompressError(f"{source.name}: cannot be loaded to be trained on ({first})") from error
+    model.config.use_cache = False
+    model.requires_grad_(False)
+    for module in model.modules():
+        if hasattr(module, "support_avx512bf16_for_cpu"):
+            module.support_avx512bf16_for_cpu = False
+    return model  # type: ignore[no-any-return]
+
+
+def _own_device() -> torch.device:
+    """The best device; with several processes on several accelerators, the one of this process."""
+    device = devices.best()
+    return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
+
+
+def compute_dtype(precision: str) -> torch.dtype:
+    """What the frozen weights are held in: float32 on a CPU, bfloat16 on an accelerator, unless it is asked for."""
+    if precision == "auto":
+        return torch.float32 if devices.best().type == "cpu" else torch.bfloat16
+    return torch.float32 if precision == "float32" else torch.bfloat16
+
+
+def targets(model: nn.Module, patterns: list[str]) -> list[str]:
+    """Paths of the linears that get an adapter: those of the decoder layers that a pattern matches, in model order.
+
+    `all-linear` stands for all of them; a pattern without wildcards also matches as the last part of a path.
+
+    Raises: LLMCompressError, one for each pattern that matches none.
+    """
+    layers = decoder_layers_of(model)
+    names = [f"{path}.{local}" for path, layer in layers for local in linears(layer)]
+    found: set[str] = set()
+    problems = []
+    for pattern in patterns:
+        matched = {
+            name
+            for name in names
+            if pattern == "all-linear" or fnmatchcase(name, pattern) or name.rpartition(".")[2] == pattern
+        }
+        if not matched:
+            kinds = ", ".join(sorted({name.rpartition(".")[2] for name in names}))
+            problems.append(
+                LLMCompressError(f"target_modules: {pattern!r} matches no linear", f"there are {kinds}; or all-linear")
+            )
+        found |= matched
+    raise_all(problems)
+    return [name for name in names if name in found]
+
+
+def decoder_layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
+    """Path and module of every decoder layer."""
+    found = decoder_layers(model)
+    return [(found.name(index), layer) for index, layer in enumerate(found.layers)]
+
+
+def _skipped(source: Checkpoint) -> list[str]:
+    config = source.config.get("quantization_config") or {}
+    return [name for name in config.get("llm_int8_skip_modules") or [] if "lm_head" not in name]
+
+
+def _heads(source: Checkpoint) -> list[str]:
+    """Linears outside the decoder layers, which are never quantized."""
+    model = skeleton.build(source)
+    path = decoder_layers(model).path
+    return [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and not n.startswith(f"{path}.")]

@@ -1,0 +1,125 @@
+"""First factors for an adapter on an NF4 base: what quantizing lost, linear by linear.
+
+For `init: residual` the Hessians come from training rows that flow through the quantized model, as many linears at a
+time as memory allows; for `loftq` the weights alone count. The full-precision weights are read from the checkpoint one
+by one.
+
+Shapes: O out_features, I in_features, R rank, B rows, S tokens, T tokens of a batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.data.examples import Example, collate
+from llmcompress.errors import LLMCompressError
+from llmcompress.finetune.base import BasePlan
+from llmcompress.finetune.residual import residual_factors
+from llmcompress.models import skeleton
+from llmcompress.progress import Progress
+from llmcompress.quantize.method import METHODS
+from llmcompress.scheme import WeightScheme
+
+HESSIAN_BYTES = 2 << 30
+"""Hessians that are accumulated in one pass through the model take no more than this."""
+
+Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
+
+
+def require_residual(plan: BasePlan, init: str, name: str) -> None:
+    """Raise unless the base has lost something and the original weights are there to say what.
+
+    Raises: LLMCompressError.
+    """
+    if init == "default":
+        return
+    if not plan.nf4:
+        raise LLMCompressError(f"init {init}: the base is in full precision, so nothing was lost", "use init: default")
+    if plan.stored:
+        raise LLMCompressError(
+            f"init {init}: {name} holds NF4 codes and no full-precision weights to compare them with",
+            "give the full-precision checkpoint with base: nf4, or use init: default",
+        )
+
+
+def first_factors(
+    source: Checkpoint, model: nn.Module, plan: BasePlan, targets: Sequence[str], rank: int,
+    rows: Sequence[Example] | None, padding: int, progress: Progress,
+) -> Factors:  # fmt: skip
+    """B [O, R] and A [R, I] for every target that is NF4 in `model`; weighted by the inputs where `rows` are given."""
+    names = [name for name in targets if name in set(plan.linears)]
+    dense, factors = quantized_weight(source, plan.scheme), {}
+    stored = skeleton.stored_names(skeleton.build(source), source.stored)
+    with progress.step("factors of what quantization lost", len(names)) as bar:
+        for group in _groups(model, names) if rows else [names]:
+            hessians = _hessians(model, group, rows, padding) if rows else {}
+            for name in group:
+                tensor = stored[f"{name}.weight"]
+                residual_OI = source.tensor(tensor).float() - dense(tensor)
+                factors[name] = residual_factors(residual_OI, rank, hessians.get(name))
+                bar.advance(1, name)
+    return factors
+
+
+def quantized_weight(source: Checkpoint, scheme: WeightScheme | None) -> Callable[[str], torch.Tensor]:
+    """A function from a tensor's name to the NF4 values that it has on the base, [O, I] float32."""
+    assert scheme is not None, "a base that is not quantized has no NF4 values"
+    rtn = METHODS.get("rtn")
+
+    def dense(tensor: str) -> torch.Tensor:
+        weight_OI = source.tensor(tensor).float().contiguous()
+        return rtn.solve(weight_OI, None, scheme, torch.float32, rtn.settings()).dequantize()
+
+    return dense
+
+
+def _groups(model: nn.Module, names: Sequence[str]) -> Iterator[list[str]]:
+    group: list[str] = []
+    size = 0
+    for name in names:
+        own = 4 * _in_features(model, name) ** 2
+        if group and size + own > HESSIAN_BYTES:
+            yield group
+            group, size = [], 0
+        group.append(name)
+        size += own
+    if group:
+        yield group
+
+
+def _in_features(model: nn.Module, name: str) -> int:
+    return int(getattr(model.get_submodule(name), "in_features", 0))
+
+
+def _hessians(
+    model: Any, names: Sequence[str], rows: Sequence[Example] | None, padding: int
+) -> dict[str, torch.Tensor]:
+    """Mean of x x^T over the tokens of `rows`, [I, I] float32 by linear; one row at a time, so nothing is padded."""
+    sums = {name: torch.zeros(size, size) for name in names for size in [_in_features(model, name)]}
+    count = 0
+
+    def add(name: str) -> Callable[[nn.Module, tuple[torch.Tensor, ...]], None]:
+        def hook(_: nn.Module, inputs: tuple[torch.Tensor, ...]) -> None:
+            x_TI = inputs[0].reshape(-1, inputs[0].shape[-1]).float()
+            sums[name] += (x_TI.t() @ x_TI).cpu()
+
+        return hook
+
+    handles = [model.get_submodule(name).register_forward_pre_hook(add(name)) for name in names]
+    try:
+        with torch.no_grad():
+            for row in rows or ():
+                batch = {
+                    key: value.to(model.device) for key, value in collate([row], padding).items() if key != "labels"
+                }
+                model(**batch, use_cache=False)
+                count += len(row.ids)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return {name: total / max(count, 1) for name, total in sums.items()}

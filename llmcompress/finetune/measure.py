@@ -1,0 +1,189 @@
+"""What merging and quantizing made of an adapter, measured against the model that was trained.
+
+    base + adapter, by PEFT, as trained ──┬──KL on held-out rows──> merged onto the NF4 values
+                                          ├──────────────────────> merged onto the original weights
+                                          ├──────────────────────> merged and quantized
+                                          └──────────────────────> merged and merely rounded
+
+and, linear by linear, how much of the update D the codes kept. Quantizing W + D moves a weight by less than half a step
+or to another code; what matters is not the size of that noise but what of it points along D:
+
+    kept = <Q(W + D) - Q(W), D> / <D, D>        1: all of it on average, 0: rounding swallowed it
+
+Q(W) is the same quantization, with the same text, of the weights without the adapter.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.data.examples import Example, load_examples
+from llmcompress.errors import LLMCompressError
+from llmcompress.finetune import engine
+from llmcompress.finetune.base import BasePlan, load_base
+from llmcompress.finetune.delta import merged_weight
+from llmcompress.finetune.merge import Plan, write_merged
+from llmcompress.models.layout import put_weight_OI
+from llmcompress.progress import Progress, Silent
+from llmcompress.quantize.dequantized import load_dequantized
+from llmcompress.quantize.format import FORMATS
+from llmcompress.quantize.method import METHODS
+from llmcompress.quantize.roundtrip import unpack_row
+from llmcompress.report import LinearRow, Merge, RunReport, Survival, SurvivalRow
+from llmcompress.scheme import WeightScheme
+from llmcompress.train.heldout import heldout_kl
+
+BATCH = 4
+Quantize = Callable[[Checkpoint, Path], None]
+"""The quantization of the run, of another checkpoint into another folder."""
+
+
+def measure_merge(plan: Plan, merged: Path, scratch: Path, part: Merge, seed: int, progress: Progress) -> None:
+    """Fill in both ways' KL. `merged`: the checkpoint just written; `scratch`: where the other way is written to."""
+    try:
+        rows, padding = heldout_rows(plan, seed)
+        trained = trained_model(plan)
+    except LLMCompressError as error:
+        part.not_measured = error.message
+        return
+    both = plan.target.plan.nf4 and not plan.target.plan.stored
+    ways = ("dequantized", "original") if both else (plan.onto,)
+    found: dict[str, float] = {}
+    with progress.step("comparing with base plus adapter", len(ways)) as bar:
+        for way in ways:
+            folder = merged if way == plan.onto else scratch
+            if folder == scratch:
+                shutil.rmtree(scratch, ignore_errors=True)
+                write_merged(plan, scratch, way, Silent())
+            model = load_base(Checkpoint.open(folder), BasePlan(False))
+            found[way], part.heldout_tokens = heldout_kl(trained, model, rows, padding, BATCH)
+            del model
+            bar.advance(1, f"onto {way}")
+    shutil.rmtree(scratch, ignore_errors=True)
+    part.kl_dequantized, part.kl_original = found.get("dequantized"), found.get("original")
+    if both:
+        part.closer = "dequantized" if found["dequantized"] <= found["original"] else "original"
+    else:
+        part.not_measured = "the base was not quantized on the fly, so there is one way to merge"
+
+
+def heldout_rows(plan: Plan, seed: int) -> tuple[list[Example], int]:
+    """The held-out rows of the training (or of the data that was named), and the padding token.
+
+    Raises: LLMCompressError where there are none.
+    """
+    if plan.data is None:
+        raise LLMCompressError("no rows to measure on: the training data is not known or not there", "pass --data")
+    tokenizer = load_tokenizer(plan.target.source)
+    found = load_examples(plan.data, tokenizer, seed)
+    rows = found.heldout or found.train
+    return rows, next(int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if one is not None)
+
+
+def trained_model(plan: Plan) -> Any:
+    """The base as it was in training with the adapters on it, computed by PEFT.
+
+    Raises: LLMCompressError for a mix of adapters that PEFT does not hold at once.
+    """
+    if len({adapter.kind for adapter in plan.adapters}) > 1:
+        raise LLMCompressError("LoRA and AdaLoRA together are not held by one PEFT model, so there is no reference")
+    base = load_base(plan.target.source, plan.target.plan)
+    return engine.load(base, [(adapter.folder, adapter.weight) for adapter in plan.adapters])
+
+
+def measure_survival(
+    plan: Plan, merged: Checkpoint, out: Path, scratch: Path, quantize: Quantize, seed: int, progress: Progress
+) -> Survival:
+    """How much of the adapter the quantized checkpoint in `out` kept.
+
+    merged: the checkpoint that was quantized. quantize: the same quantization, called once for the weights without the
+    adapter, which are written below `scratch`.
+
+    Raises: LLMCompressError when that quantization fails.
+    """
+    base = _base_without_adapter(plan, scratch)
+    progress.message("quantizing the weights without the adapter, to see what of it is left")
+    quantize(base, scratch / "quantized")
+    report, made = RunReport.load(out), Checkpoint.open(out)
+    before = Checkpoint.open(scratch / "quantized")
+    layouts = [FORMATS.get(one.output.format) for one in (report, RunReport.load(before.folder)) if one.output]
+    rows = {row.name: row for row in RunReport.load(before.folder).linears}
+    found, sums = [], [0.0, 0.0, 0.0]
+    rounded: dict[str, torch.Tensor] = {}
+    for row, delta_OI in _updates(plan, report):
+        linear = plan.target.linears[row.name]
+        kept_OI = unpack_row(made, row, layouts[0]).dequantize()
+        kept_OI -= unpack_row(before, rows[row.name], layouts[1]).dequantize()
+        with_OI = _rounded(plan.weight(linear, plan.onto), row)
+        without_OI = _rounded(plan.target.dense(linear, plan.onto == "dequantized"), row)
+        size = float((delta_OI * delta_OI).sum()) or 1.0
+        kept = float((kept_OI.double() * delta_OI).sum())
+        kept_rtn = float(((with_OI - without_OI).double() * delta_OI).sum())
+        found.append(SurvivalRow(name=row.name, kept=kept / size, kept_rtn=kept_rtn / size))
+        sums = [sums[0] + kept, sums[1] + kept_rtn, sums[2] + size]
+        rounded[row.name] = with_OI
+    kl, kl_rtn, count = _divergences(plan, merged, out, report, rounded, seed)
+    shutil.rmtree(scratch, ignore_errors=True)
+    return Survival(
+        linears=found, kept=sums[0] / sums[2], kept_rtn=sums[1] / sums[2], heldout_tokens=count, kl=kl, kl_rtn=kl_rtn
+    )
+
+
+def _base_without_adapter(plan: Plan, scratch: Path) -> Checkpoint:
+    if plan.onto == "original" and not plan.target.plan.stored:
+        return plan.target.source
+    shutil.rmtree(scratch, ignore_errors=True)
+    write_merged(plan, scratch / "base", plan.onto, Silent(), without_updates=True)
+    return Checkpoint.open(scratch / "base")
+
+
+def _updates(plan: Plan, report: RunReport) -> Iterator[tuple[LinearRow, torch.Tensor]]:
+    """Every quantized linear that an update went into, with W' - W in float64."""
+    for row in report.linears:
+        if row.outcome == "skipped" or not any(row.name in adapter.parts for adapter in plan.adapters):
+            continue
+        base_OI = plan.target.dense(plan.target.linears[row.name], plan.onto == "dequantized")
+        updates = [adapter.update(row.name) for adapter in plan.adapters if row.name in adapter.parts]
+        yield row, merged_weight(base_OI, updates) - base_OI.double()
+
+
+def _rounded(weight_OI: torch.Tensor, row: LinearRow) -> torch.Tensor:
+    """The weight by plain rounding on the grid of a row, [O, I] float32."""
+    rtn = METHODS.get("rtn")
+    assert row.grid is not None, "a skipped linear has no grid"
+    scheme = WeightScheme(**row.grid)  # type: ignore[arg-type]
+    return rtn.solve(weight_OI.float().contiguous(), None, scheme, torch.float32, rtn.settings()).dequantize()
+
+
+def _divergences(
+    plan: Plan, merged: Checkpoint, out: Path, report: RunReport, rounded: dict[str, torch.Tensor], seed: int
+) -> tuple[float | None, float | None, int]:
+    """KL from the trained model to the quantized one, and to plain rounding of the same linears."""
+    try:
+        rows, padding = heldout_rows(plan, seed)
+        trained = trained_model(plan)
+    except LLMCompressError:
+        return None, None, 0
+    model: nn.Module = load_dequantized(out).to(trained.device)
+    kl, count = heldout_kl(trained, model, rows, padding, BATCH)
+    for row in report.linears:
+        if row.outcome == "skipped":
+            continue
+        module = model.get_submodule(row.name)
+        if row.name in rounded:
+            dense_OI = rounded[row.name]
+        else:
+            linear = plan.target.linears[row.name]
+            value = merged.tensor(linear.tensor)
+            dense_OI = _rounded(value.t() if linear.transposed else value, row)
+        put_weight_OI(module, dense_OI.to(trained.device))
+    kl_rtn, _ = heldout_kl(trained, model, rows, padding, BATCH)
+    return kl, kl_rtn, count
