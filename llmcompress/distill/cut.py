@@ -114,8 +114,8 @@ def find_widths(layer: nn.Module, config: Any, heads: bool) -> Widths:
     missing = [one for one in (*QUERIES, *KEYS_VALUES) if one not in named]
     if missing or output is None or config.model_type in _TIED_HEADS:
         raise LLMCompressError(
-            f"{config.model_type}: fewer heads need q_proj, k_proj, v_proj, an output projection, and a model that takes "
-            "the size of a head from its config",
+            f"{config.model_type}: fewer heads need q_proj, k_proj, v_proj, an output projection, and a model that "
+            "takes the size of a head from its config",
             "cut layers and feed-forward units only",
         )
     return Widths(ups, downs[0], named["q_proj"], tuple(named[one] for one in KEYS_VALUES), output)
