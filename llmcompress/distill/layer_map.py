@@ -2,7 +2,8 @@
 
     teacher   0  1  2  3  4  5         uniform   0:1  1:3  2:5     every layer stands for as many of the teacher's
                  |     |     |         last      0:3  1:4  2:5     the teacher's last layers
-    student      0     1     2         explicit  0:0  2:5          as said; layers that are not named are left free
+    student      0     1     2         final               2:5     the last one alone (DistilBERT)
+                                       explicit  0:0  2:5          as said; layers that are not named are left free
 
 `uniform` is TinyBERT's g(m) = m N / M (Jiao et al. 2020), rounded where M does not divide N.
 """
@@ -15,11 +16,11 @@ from llmcompress.errors import LLMCompressError, raise_all
 
 Pairs = tuple[tuple[int, int], ...]
 """(student's layer, teacher's layer), both counted from 0."""
-NAMED = ("uniform", "last")
+NAMED = ("uniform", "last", "final")
 
 
 def layer_map(asked: str, num_student: int, num_teacher: int) -> Pairs:
-    """The pairs of a layer map: `uniform`, `last`, or `0:1,1:3` (student:teacher).
+    """The pairs of a layer map: `uniform`, `last`, `final`, or `0:1,1:3` (student:teacher).
 
     Raises: LLMCompressError for a map that is none, and for each pair that is out of range or names a student's layer
     twice.
@@ -27,6 +28,8 @@ def layer_map(asked: str, num_student: int, num_teacher: int) -> Pairs:
     >>> layer_map("uniform", 3, 6), layer_map("last", 2, 6), layer_map("0:1,1:5", 3, 6)
     (((0, 1), (1, 3), (2, 5)), ((0, 4), (1, 5)), ((0, 1), (1, 5)))
     """
+    if asked == "final":
+        return ((num_student - 1, num_teacher - 1),)
     if asked in NAMED:
         if num_student > num_teacher:
             raise LLMCompressError(
@@ -53,7 +56,7 @@ def parse(asked: str) -> Pairs:
         student, colon, teacher = piece.strip().partition(":")
         if not colon or not student.isdecimal() or not teacher.isdecimal():
             raise LLMCompressError(
-                f"layer_map {asked!r}: must be uniform, last, or pairs student:teacher such as 0:1,1:3"
+                f"layer_map {asked!r}: must be {', '.join(NAMED)}, or pairs student:teacher such as 0:1,1:3"
             )
         pairs.append((int(student), int(teacher)))
     return tuple(pairs)
