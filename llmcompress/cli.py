@@ -2,6 +2,7 @@
 
     quantize MODEL -o OUT     [quantize, verify, card]        evaluate MODEL     [evaluate, card]
     finetune MODEL -o OUT     [finetune, card]                merge MODEL ADAPTER -o OUT  [merge, verify, card]
+    distill --teacher T …     [distill, verify, card]
     verify OUT                [verify, card]                  card OUT           [card]
     run RECIPE key=value …    what the file says              recipes, methods   what there is
 
@@ -16,7 +17,7 @@ from typing import Annotated
 import typer
 
 from llmcompress import __version__
-from llmcompress.commands import compress, evidence, recipe, train
+from llmcompress.commands import compress, distill, evidence, recipe, train
 
 app = typer.Typer(
     name="llmcompress",
@@ -30,6 +31,7 @@ for verb in (
     compress.quantize,
     train.finetune,
     train.merge,
+    distill.distill,
     evidence.evaluate,
     evidence.verify,
     evidence.card,

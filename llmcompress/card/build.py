@@ -15,7 +15,9 @@ from pathlib import Path
 from llmcompress.card import evidence, sections
 from llmcompress.card.figures import draw_errors, draw_scores, draw_training
 from llmcompress.card.frontmatter import as_text, front_matter, problems
+from llmcompress.card.kinds.distilled import ENTRY as DISTILLED
 from llmcompress.card.limits import limits
+from llmcompress.card.markdown import text
 from llmcompress.card.public import public
 from llmcompress.card.running import how_to_run
 from llmcompress.errors import LLMCompressError, raise_all
@@ -59,10 +61,16 @@ def model_name(folder: Path, report: RunReport) -> str:
     return whole.name or "model"
 
 
+def distilled_headline(report: RunReport, name: str) -> str:
+    """The title and what the student is, quantized or not."""
+    return f"# {text(name)}\n\n{DISTILLED.sentence(report)} Made by llmcompress {text(report.environment.llmcompress)}."
+
+
 def card_text(report: RunReport, name: str, scores: str | None, errors: str | None) -> str:
     """The card below its front matter; `scores` and `errors` are the figures' paths, None for one not drawn."""
     parts = [
-        sections.headline(report, name),
+        distilled_headline(report, name) if DISTILLED.owns(report) else sections.headline(report, name),
+        *DISTILLED.sections(report),
         sections.how_much_smaller(report),
         sections.what_it_lost(report, scores),
         how_to_run(report, name),

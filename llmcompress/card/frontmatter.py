@@ -35,7 +35,7 @@ def front_matter(report: RunReport, name: str) -> dict[str, Any]:
     front: dict[str, Any] = {}
     source = report.source
     if source and source.hub_id:
-        front |= {"base_model": source.hub_id, "base_model_relation": "quantized"}
+        front |= {"base_model": source.hub_id, "base_model_relation": _relation(report)}
     front |= {"library_name": "transformers", "pipeline_tag": (source and source.pipeline_tag) or PIPELINE}
     if source:
         front |= licence_fields(source)
@@ -44,6 +44,12 @@ def front_matter(report: RunReport, name: str) -> dict[str, Any]:
     front["tags"] = _tags(report)
     results = _results(report)
     return front | ({"model-index": [{"name": name, "results": results}]} if results else {})
+
+
+def _relation(report: RunReport) -> str:
+    """What became of the base model; a student without codes counts as trained further."""
+    plain = report.output is not None and not report.output.quantized_parameters
+    return "finetune" if plain and report.distillation else "quantized"
 
 
 def as_text(front: Mapping[str, Any]) -> str:
@@ -99,7 +105,8 @@ def _index_problems(index: Mapping[str, Any]) -> Iterator[str]:
 
 def _tags(report: RunReport) -> list[str]:
     tags = ["llmcompress"]
-    if report.output:
+    tags += ["distillation"] if report.distillation else []
+    if report.output and report.output.quantized_parameters:
         tags += ["quantized", _LAYOUT_TAG.get(report.output.format, report.output.format)]
     for row in report.linears:
         if row.outcome != "skipped" and row.grid:

@@ -108,29 +108,11 @@ def entries(root: Path) -> list[TeacherCache]:
     return [_open(path.parent) for path in sorted(root.glob(f"*/{MANIFEST}"))] if root.is_dir() else []
 
 
-def for_data(root: Path, data: str, teacher: str | None) -> TeacherCache:
-    """The one entry below `root` for this data, for a run that has no teacher at hand.
-
-    teacher: identity that the caller insists on, where it knows it.
-
-    Raises: LLMCompressError when there is no such entry, or several.
-    """
-    known = entries(root)
-    fitting = [entry for entry in known if entry.manifest.asked.data == data]
-    if teacher is not None:
-        fitting = [one for one in fitting if [t.identity for t in one.manifest.asked.teachers] == [teacher]]
-    if len(fitting) == 1:
-        return fitting[0]
-    whose = ", ".join(sorted({t.name for entry in known for t in entry.manifest.asked.teachers})) or "no teacher at all"
-    if fitting:
-        raise LLMCompressError(
-            f"{root}: holds {len(fitting)} entries for this data ({whose})", "name the teacher: --teacher T"
-        )
-    raise LLMCompressError(
-        f"{root}: holds nothing of this teacher on this data; it has entries of {whose}, on "
-        f"{len({entry.manifest.asked.data for entry in known})} other data set(s)",
-        "name the teacher with --teacher and it is filled; data, seq_len, seed and tokenizer must be the same as then",
-    )
+def others(root: Path, asked: Asked) -> list[str]:
+    """Names of the teachers of other entries for the same data: those that are not read for this one."""
+    known = [one.manifest.asked for one in entries(root) if one.manifest.asked.data == asked.data]
+    identities = {teacher.identity for teacher in asked.teachers}
+    return sorted({t.name for one in known for t in one.teachers if t.identity not in identities})
 
 
 def write(root: Path, asked: Asked, counts_NS: torch.Tensor, rows: Rows, rows_at_once: int) -> TeacherCache:

@@ -4,7 +4,8 @@
     classification    accuracy, KL(teacher || student), same likeliest class
     embedding         cosine of the student's vector and the teacher's
 
-Every figure is a mean over the predictions that count, at temperature 1. Speed is the median over the batches of the
+Every figure is a mean over the predictions that count, at temperature 1. With a cache the KL is that of the folded
+distributions (topk.py), which is never more than the whole. Speed is the median over the batches of the
 same rows, forward passes only, on this machine.
 
 Shapes: B rows of a batch, S tokens, V vocabulary, H hidden size.
@@ -21,7 +22,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmcompress.distill import losses
+from llmcompress.distill import losses, topk
 from llmcompress.distill.kinds import Kind
 from llmcompress.distill.objective import NOT_INPUTS, labels_in_step
 from llmcompress.distill.teachers import Source, pooled, predictions, run
@@ -37,7 +38,7 @@ class Figures:
     agreement: float | None = None
     cosine: float | None = None
     num_items: int = 0
-    items_per_s: float = 0.0
+    rows_per_s: float = 0.0
 
 
 def measure(
@@ -72,7 +73,7 @@ def measure(
     student.train(was_training)
     means = {name: total / count if count else None for name, (total, count) in sums.items()}
     count = int(max(entry[1] for entry in sums.values()))
-    return Figures(**means, num_items=count, items_per_s=statistics.median(speeds) if speeds else 0.0)
+    return Figures(**means, num_items=count, rows_per_s=statistics.median(speeds) if speeds else 0.0)
 
 
 def _predictions(
@@ -80,10 +81,15 @@ def _predictions(
 ) -> None:
     counts_BS, labels_BS = labels_in_step(kind, batch)
     student_BSV = losses.log_probs(predictions(output, kind)[..., :vocabulary])
-    if answer is not None and answer.target is not None and answer.ids_BSK is None:
-        student, teacher = student_BSV[counts_BS], answer.target[counts_BS]
+    if answer is not None and answer.target is not None:
+        student, teacher = student_BSV[counts_BS], answer.target[:, : counts_BS.shape[1]][counts_BS]
+        first = teacher.argmax(-1)
+        likeliest = student.argmax(-1)
+        if answer.ids_BSK is not None:
+            ids_TK = answer.ids_BSK[:, : counts_BS.shape[1]][counts_BS]
+            student, first = topk.folded(student, ids_TK), ids_TK[:, 0]
         add("kl", losses.forward_kl(student, teacher))
-        add("agreement", (student.argmax(-1) == teacher.argmax(-1)).float())
+        add("agreement", (likeliest == first).float())
     labelled_BS = labels_BS != -100
     if bool(labelled_BS.any()):
         student, labels = student_BSV[labelled_BS], labels_BS[labelled_BS]

@@ -19,6 +19,7 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.device import best
 from llmcompress.distill.kinds import Kind, auto_class
 from llmcompress.errors import LLMCompressError
+from llmcompress.quiet import quiet
 from llmcompress.report import FILE, FOLDER
 
 MADE_ANEW = ("pooler", "position_ids")
@@ -68,13 +69,14 @@ def with_probabilities(model: nn.Module, name: str) -> list[str]:
 
 def _plain(checkpoint: Checkpoint, kind: Kind) -> nn.Module:
     try:
-        model, info = auto_class(kind).from_pretrained(
-            checkpoint.folder,
-            dtype=compute_dtype(checkpoint),
-            local_files_only=True,
-            trust_remote_code=checkpoint.trust_remote_code,
-            output_loading_info=True,
-        )
+        with quiet("transformers"):
+            model, info = auto_class(kind).from_pretrained(
+                checkpoint.folder,
+                dtype=compute_dtype(checkpoint),
+                local_files_only=True,
+                trust_remote_code=checkpoint.trust_remote_code,
+                output_loading_info=True,
+            )
     except (OSError, ValueError, KeyError, ImportError, RuntimeError, TypeError) as error:
         raise LLMCompressError(f"{checkpoint.name}: transformers cannot load it ({_first_line(error)})") from error
     missing = [str(name) for name in info["missing_keys"] if not any(part in str(name) for part in MADE_ANEW)]
@@ -119,6 +121,17 @@ def from_config(checkpoint_or_file: Path, kind: Kind, trust_remote_code: bool) -
             f"{checkpoint_or_file}: not a config that transformers can build ({_first_line(error)})"
         ) from error
     return model.float().to(best())
+
+
+def skeleton_of(checkpoint: Checkpoint, kind: Kind) -> nn.Module:
+    """The checkpoint's model without its weights: what class it is of costs no memory."""
+    from accelerate import init_empty_weights
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
+    with init_empty_weights():
+        model: nn.Module = auto_class(kind).from_config(config, trust_remote_code=checkpoint.trust_remote_code)
+    return model
 
 
 def _first_line(error: Exception) -> str:

@@ -84,16 +84,9 @@ class Distiller(nn.Module):
         """The student's config, which trainers look for."""
         return self.student.config
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
-        """As any module's, with tensors that are one (tied embeddings) named once, as safetensors insists on."""
-        state = super().state_dict(*args, **kwargs)
-        seen: set[tuple[int, tuple[int, ...]]] = set()
-        for name in list(state):
-            mark = (state[name].data_ptr(), tuple(state[name].shape))
-            if mark in seen and state[name].numel():
-                del state[name]
-            seen.add(mark)
-        return state
+    def gradient_checkpointing_enable(self, **how: Any) -> None:
+        """The student's own, for a trainer that asks for it."""
+        self.student.gradient_checkpointing_enable(**how)  # type: ignore[operator]
 
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """`loss`, the weighted sum, a scalar. batch: the model's inputs, and `labels` and `row`."""

@@ -48,7 +48,8 @@ def _plain_checks(folder: Path, report: RunReport, settings: VerifySettings, pro
     with progress.step("verifying", 2) as bar:
         checks = [_files(folder, report)]
         bar.advance(1, "files")
-        if settings.forward:
+        made_of = report.distillation
+        if settings.forward and (made_of is None or made_of.kind == "causal"):
             checks.append(_forward(folder))
         bar.advance(1, "forward")
     return [*made, *checks]

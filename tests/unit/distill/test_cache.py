@@ -90,11 +90,10 @@ def test_another_teacher_other_data_or_settings_find_nothing(tmp_path: Path) -> 
         assert cache.find(tmp_path, asked(**changes)) is None
     renamed = (cache.CachedTeacher(name="moved", identity="abc", share=1.0),)
     assert cache.find(tmp_path, asked(teachers=renamed)) is not None
-    assert cache.for_data(tmp_path, "d", None).manifest.asked == asked()
-    with pytest.raises(LLMCompressError, match="entries of big"):
-        cache.for_data(tmp_path, "d", "other")
-    with pytest.raises(LLMCompressError, match="holds nothing of this teacher on this data"):
-        cache.for_data(tmp_path, "e", None)
+    assert cache.others(tmp_path, asked(teachers=other)) == ["big"]
+    assert (
+        cache.others(tmp_path, asked(teachers=renamed)) == cache.others(tmp_path, asked(teachers=other, data="e")) == []
+    )
 
 
 def test_damage_is_said(tmp_path: Path) -> None:
