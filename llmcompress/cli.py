@@ -2,6 +2,7 @@
 
     quantize MODEL -o OUT   [quantize, verify, check, card]      evaluate MODEL       [evaluate, card]
     finetune MODEL -o OUT   [finetune, card]                     merge MODEL ADAPTER  [merge, verify, card]
+    distill --teacher T …   [distill, verify, card]
     verify OUT              [verify, card]                       measure OUT          [measure, card]
     check MODEL             [check, card]                        card OUT             [card]
     run RECIPE key=value …  what the file says                   recipes, methods     what there is
@@ -19,7 +20,7 @@ from typing import Annotated
 import typer
 
 from llmcompress import __version__
-from llmcompress.commands import compress, evidence, recipe, shipping, train
+from llmcompress.commands import compress, distill, evidence, recipe, shipping, train
 
 app = typer.Typer(
     name="llmcompress",
@@ -33,6 +34,7 @@ for verb in (
     compress.quantize,
     train.finetune,
     train.merge,
+    distill.distill,
     evidence.evaluate,
     evidence.measure,
     evidence.verify,

@@ -11,9 +11,15 @@ import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
 from llmcompress.errors import LLMCompressError
+from llmcompress.part import Part as Part
+from llmcompress.training_report import CurvePoint as CurvePoint
+from llmcompress.training_report import Distillation as Distillation
+from llmcompress.training_report import RejectedRows as RejectedRows
+from llmcompress.training_report import Training as Training
+from llmcompress.training_report import TrainingData as TrainingData
 
 FOLDER = "llmcompress"
 FILE = "report.json"
@@ -28,12 +34,6 @@ OF_THE_OUTPUT = {
 """Parts of a report that speak of one run or one output folder; all others are handed on to the next stage."""
 
 Verdict = Literal["pass", "fail", "inconclusive"]
-
-
-class Part(BaseModel):
-    """A part of the report: no unknown keys, in or out."""
-
-    model_config = ConfigDict(extra="forbid", protected_namespaces=())
 
 
 class Source(Part):
@@ -271,55 +271,6 @@ class Evaluation(Part):
     seconds: float
 
 
-class RejectedRows(Part):
-    """Rows of training data that were not used, for one reason."""
-
-    reason: str
-    count: int
-    places: list[str] = Field(description="file:line of the first few")
-
-
-class TrainingData(Part):
-    """The text that was trained on. Written by finetune and distill."""
-
-    source: str = Field(description="file name, or dataset id")
-    sha256: str = Field(description="of the files' bytes")
-    kind: Literal["text", "prompt", "instruction", "chat"]
-    chat_template: bool
-    loss_on: Literal["completion", "all"]
-    seq_len: int
-    packing: bool
-    num_examples: int = Field(description="examples trained on")
-    num_rows: int = Field(description="rows that they were laid into")
-    num_heldout: int
-    num_tokens: int = Field(description="of the examples trained on")
-    num_learned: int = Field(description="tokens among them that are learned")
-    heldout_also_trained: int = Field(description="held-out examples that are also trained on, token for token")
-    rejected: list[RejectedRows] = []
-
-
-class CurvePoint(Part):
-    """The training loss at a step, or the mean since the point before."""
-
-    step: int
-    loss: float
-    learning_rate: float
-    gradient_norm: float | None = None
-
-
-class Training(Part):
-    """One run of the trainer. Written by finetune and distill."""
-
-    steps: int
-    epochs: float
-    effective_batch: int = Field(description="rows per optimizer step, over all processes")
-    trained_parameters: int
-    resumed_from: int | None = Field(default=None, description="step of the checkpoint that an interrupted run left")
-    seconds: float = Field(description="of the last start; less than the whole where it was resumed")
-    num_processes: int = 1
-    curve: list[CurvePoint] = []
-
-
 class AdapterModule(Part):
     """One adapted linear. Written by finetune."""
 
@@ -456,6 +407,7 @@ class RunReport(Part):
     tuning: Tuning | None = None
     output: Output | None = None
     work: Work | None = None
+    distillation: Distillation | None = None
     checks: list[Check] = []
     engines: list[EngineVerdict] = []
     evaluations: list[Evaluation] = []

@@ -154,11 +154,12 @@ def train(
     progress: Progress,
     loss: Loss | None = None,
     driver: Driver | None = None,
+    batch: Callable[[Sequence[Any]], dict[str, torch.Tensor]] | None = None,
 ) -> Training:
     """Train what in `model` requires a gradient on `rows`, in place; goes on from the last checkpoint in `folder`.
 
-    padding: token id that fills up rows. loss: what is minimized (default: the model's own on `labels`). The curve has
-    one point per step, or per several in long runs.
+    padding: token id that fills up rows. batch: makes a batch of some rows (default: of examples). loss: what is
+    minimized (default: the model's own on `labels`). The curve has one point per step, or per several in long runs.
 
     Raises: TrainingFailedError for a loss that is not finite and for memory that ran out, with advice.
     """
@@ -171,7 +172,7 @@ def train(
             model=model,
             args=_arguments(settings, folder, total, derive(seed, "training")),
             train_dataset=rows,
-            data_collator=partial(collate, padding=padding),
+            data_collator=batch or partial(collate, padding=padding),
             callbacks=[watch],
             loss=loss,
             driver=driver,

@@ -32,8 +32,8 @@ STATIC = ("files", "tensors", "untouched", "round trip", "side files")
 COMPUTED = ("logits", "generation", "engine")
 PLAIN = ("files", "tensors", "generation")
 """What is checked of a checkpoint without codes (merged, distilled); what its making checked is kept beside it."""
-ADAPTER = ("files",)
-"""The same for an adapter's folder, which holds no model."""
+FILES_ALONE = ("files",)
+"""The same for an adapter's folder, which holds no model, and for an encoder, which generates nothing."""
 ANSWER = "llmcompress-verify "
 """How a line with a check or an error starts on the fresh process's stdout; whatever else is there, libraries wrote."""
 
@@ -87,7 +87,8 @@ def names_of(report: RunReport) -> tuple[str, ...]:
     if quantized(report):
         return STATIC + COMPUTED
     assert report.output is not None
-    return PLAIN if report.output.format != "peft" else ADAPTER
+    causal = report.distillation is None or report.distillation.kind == "causal"
+    return PLAIN if report.output.format != "peft" and causal else FILES_ALONE
 
 
 def _fresh(folder: Path, settings: VerifySettings) -> subprocess.Popen[str]:

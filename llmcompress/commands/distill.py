@@ -1,0 +1,89 @@
+"""`llmcompress distill`: from teachers to a student."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+import typer
+
+from llmcompress.commands.options import Json, Out, Overrides, Overwrite, Pickle, Revision, Seed, Trust
+from llmcompress.commands.running import given, guarded, run_stages
+from llmcompress.errors import LLMCompressError
+
+
+@guarded
+def distill(
+    output: Out,
+    data: Annotated[str, typer.Option(help="Training text: .jsonl, .json, .parquet or a Hub dataset.")],
+    teacher: Annotated[
+        list[str], typer.Option(metavar="MODEL", help="Folder, Hub id or bundled/NAME; several are averaged.")
+    ],
+    teacher_weight: Annotated[
+        list[float] | None, typer.Option(metavar="W", help="One per teacher, in their order; default: all alike.")
+    ] = None,
+    student: Annotated[str | None, typer.Option(help="A checkpoint or a config.json; default: cut it.")] = None,
+    keep: Annotated[float | None, typer.Option(help="Share of the teacher's layers, evenly spaced.")] = None,
+    student_layers: Annotated[str | None, typer.Option(help="Which of the teacher's layers, e.g. 0,2,4.")] = None,
+    keep_units: Annotated[float | None, typer.Option(help="Share of the feed-forward units.")] = None,
+    keep_heads: Annotated[float | None, typer.Option(help="Share of the heads.")] = None,
+    loss: Annotated[
+        list[str] | None, typer.Option(metavar="NAME=W", help="forward_kl, reverse_kl, js, ce, hidden_mse, …; repeat.")
+    ] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of both distributions.")] = None,
+    layer_map: Annotated[str | None, typer.Option(help="uniform, last, final, or pairs such as 0:1,1:3.")] = None,
+    combine: Annotated[str | None, typer.Option(help="Average probabilities or logits.")] = None,
+    cache: Annotated[str | None, typer.Option(help="Folder of cached predictions of the teachers.")] = None,
+    one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Never two models in memory.")] = False,
+    rank: Annotated[int | None, typer.Option(help="Of the adapters on a quantized student.")] = None,
+    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
+    epochs: Annotated[float | None, typer.Option(help="Times through the data.")] = None,
+    batch_size: Annotated[int | None, typer.Option(help="Rows computed together.")] = None,
+    accumulation: Annotated[int | None, typer.Option(help="Batches per optimizer step.")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Its highest value.")] = None,
+    seq_len: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
+    heldout: Annotated[str | None, typer.Option(help="File of held-out rows; default: a tenth of the data.")] = None,
+    seed: Seed = 0,
+    revision: Revision = None,
+    trust_remote_code: Trust = False,
+    allow_pickle: Pickle = False,
+    overwrite: Overwrite = False,
+    overrides: Overrides = None,
+    as_json: Json = False,
+) -> int:
+    """Train a student to do what its teachers do, verify the files, and draw its card."""
+    training = {
+        "max_steps": max_steps, "epochs": epochs, "batch_size": batch_size, "accumulation": accumulation,
+        "learning_rate": learning_rate,
+    }  # fmt: skip
+    weights = _weights(teacher, teacher_weight)
+    settings: dict[str, Any] = {
+        "data": given({"path": data, "seq_len": seq_len, "heldout": heldout}),
+        "training": given(training),
+        "student": student,
+        "keep": keep,
+        "layers": student_layers,
+        "keep_units": keep_units,
+        "keep_heads": keep_heads,
+        "adapter": given({"rank": rank}) or None,
+        "weight": weights[0],
+        "teachers": [{"model": name, "weight": weight} for name, weight in zip(teacher[1:], weights[1:], strict=True)],
+        "combine": combine,
+        "losses": loss,
+        "temperature": temperature,
+        "layer_map": layer_map,
+        "cache": cache,
+        "one_at_a_time": one_at_a_time or None,
+    }
+    head = {"model": teacher[0], "output": str(output), "seed": seed, "revision": revision}
+    head |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    stages = [{"distill": given(settings)}, {"verify": {}}, {"card": {}}]
+    return run_stages(head | {"stages": stages}, overrides, as_json, overwrite=overwrite)
+
+
+def _weights(teachers: list[str], weights: list[float] | None) -> list[float]:
+    found = list(weights or [1.0] * len(teachers))
+    if len(found) != len(teachers):
+        raise LLMCompressError(
+            f"--teacher-weight: {len(found)} weights for {len(teachers)} teachers", "give one per --teacher, in order"
+        )
+    return found

@@ -1,0 +1,158 @@
+"""The teacher's predictions on disk, so that a student can be trained, and trained again, without the teacher.
+
+    CACHE/KEY/manifest.json      what was asked (the key is its sha256), who the teachers were, how much mass is left
+              ids.npy            int32   [N, S, K]      memory-mapped; row n is row n of the training data
+              log_probs.npy      float32 [N, S, K + 1]  of those tokens, and of all others together (topk.py)
+
+The key holds every teacher's identity and share, the digest of the token rows and of their masks, K, the temperature
+and how teachers are combined: another teacher or other data is another entry and can never be read by mistake. An entry
+is written beside its place and renamed, whole or not at all.
+
+Shapes: N rows, S tokens of a row, K tokens kept.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import BaseModel, ConfigDict, ValidationError
+
+from llmcompress.errors import LLMCompressError
+
+VERSION = 1
+MANIFEST, IDS, LOG_PROBS = "manifest.json", "ids.npy", "log_probs.npy"
+
+
+class CachedTeacher(BaseModel):
+    """One teacher as an entry knows it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str
+    identity: str
+    share: float
+
+
+class Asked(BaseModel):
+    """What an entry answers; its sha256 is the entry's key. Teachers' names are left out of it: identity counts."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    teachers: tuple[CachedTeacher, ...]
+    data: str
+    num_rows: int
+    row_tokens: int
+    num_kept: int
+    vocabulary: int
+    temperature: float
+    combine: str
+
+    def key(self) -> str:
+        """The name of the entry: 32 hex digits."""
+        told = self.model_dump(mode="json", exclude={"teachers"})
+        told["teachers"] = sorted([one.identity, one.share] for one in self.teachers)
+        return hashlib.sha256(json.dumps([VERSION, told], sort_keys=True).encode()).hexdigest()[:32]
+
+
+class Manifest(BaseModel):
+    """An entry's first file. rest: mass outside the kept tokens over the tokens that count, mean and largest."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    asked: Asked
+    mean_rest: float
+    largest_rest: float
+    num_tokens: int
+
+
+@dataclass(frozen=True)
+class TeacherCache:
+    """An entry open for reading."""
+
+    folder: Path
+    manifest: Manifest
+    ids_NSK: Any
+    log_probs_NSK1: Any
+
+    def rows(self, rows_B: torch.Tensor, length: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """(ids int64 [B, S, K], log-probabilities float32 [B, S, K + 1]) of some rows, cut to `length` tokens."""
+        picked = rows_B.cpu().numpy()
+        ids = torch.from_numpy(self.ids_NSK[picked, :length].astype(np.int64))
+        return ids, torch.from_numpy(np.ascontiguousarray(self.log_probs_NSK1[picked, :length]))
+
+
+Rows = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
+"""(first row, behind the last) -> (ids [B, S, K], log-probabilities [B, S, K + 1]) of those rows."""
+
+
+def find(root: Path, asked: Asked) -> TeacherCache | None:
+    """The entry that answers `asked`, or None where there is none yet.
+
+    Raises: LLMCompressError for an entry that is damaged.
+    """
+    folder = root / asked.key()
+    return _open(folder) if folder.is_dir() else None
+
+
+def entries(root: Path) -> list[TeacherCache]:
+    """Every entry below `root`, by name; what is no entry is passed over."""
+    return [_open(path.parent) for path in sorted(root.glob(f"*/{MANIFEST}"))] if root.is_dir() else []
+
+
+def others(root: Path, asked: Asked) -> list[str]:
+    """Names of the teachers of other entries for the same data: those that are not read for this one."""
+    known = [one.manifest.asked for one in entries(root) if one.manifest.asked.data == asked.data]
+    identities = {teacher.identity for teacher in asked.teachers}
+    return sorted({t.name for one in known for t in one.teachers if t.identity not in identities})
+
+
+def write(root: Path, asked: Asked, counts_NS: torch.Tensor, rows: Rows, rows_at_once: int) -> TeacherCache:
+    """Fill the entry for `asked` from `rows`, a few rows at a time; whole or not at all.
+
+    counts_NS: bool, the tokens that count (of which `mean_rest` is taken).
+    """
+    folder, scratch = root / asked.key(), root / f".{asked.key()}.tmp"
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir(parents=True)
+    shape = (asked.num_rows, asked.row_tokens, asked.num_kept)
+    ids = np.lib.format.open_memmap(scratch / IDS, mode="w+", dtype=np.int32, shape=shape)
+    wider = (*shape[:2], shape[2] + 1)
+    log_probs = np.lib.format.open_memmap(scratch / LOG_PROBS, mode="w+", dtype=np.float32, shape=wider)
+    total, largest = 0.0, 0.0
+    for start in range(0, asked.num_rows, rows_at_once):
+        stop = min(asked.num_rows, start + rows_at_once)
+        ids_BSK, log_probs_BSK1 = rows(start, stop)
+        ids[start:stop], log_probs[start:stop] = ids_BSK.cpu().numpy(), log_probs_BSK1.cpu().numpy()
+        rest = log_probs_BSK1[..., -1].cpu().double().exp()[counts_NS[start:stop]]
+        total += float(rest.sum())
+        largest = max(largest, float(rest.max()) if len(rest) else 0.0)
+    ids.flush()
+    log_probs.flush()
+    num_tokens = int(counts_NS.sum())
+    manifest = Manifest(asked=asked, mean_rest=total / max(num_tokens, 1), largest_rest=largest, num_tokens=num_tokens)
+    (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
+    shutil.rmtree(folder, ignore_errors=True)
+    os.replace(scratch, folder)
+    return _open(folder)
+
+
+def _open(folder: Path) -> TeacherCache:
+    hint = "remove that folder; it is filled again from the teacher"
+    try:
+        manifest = Manifest.model_validate_json((folder / MANIFEST).read_text(encoding="utf-8"))
+        ids, log_probs = (np.load(folder / name, mmap_mode="r") for name in (IDS, LOG_PROBS))
+    except (OSError, ValueError, ValidationError) as error:
+        raise LLMCompressError(f"{folder}: a damaged teacher cache ({str(error).splitlines()[0]})", hint) from error
+    asked = manifest.asked
+    if ids.shape != (asked.num_rows, asked.row_tokens, asked.num_kept) or asked.key() != folder.name:
+        raise LLMCompressError(f"{folder}: a teacher cache whose files and manifest do not belong together", hint)
+    return TeacherCache(folder, manifest, ids, log_probs)
