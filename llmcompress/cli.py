@@ -15,7 +15,7 @@ from typing import Annotated
 import typer
 
 from llmcompress import __version__
-from llmcompress.commands import compress, evidence, recipe
+from llmcompress.commands import compress, evidence, plan, recipe
 
 app = typer.Typer(
     name="llmcompress",
@@ -27,6 +27,7 @@ app = typer.Typer(
 )
 for verb in (
     compress.quantize,
+    plan.plan,
     evidence.evaluate,
     evidence.verify,
     evidence.card,

@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from llmcompress import __version__, environment
 from llmcompress.errors import LLMCompressError
 from llmcompress.inputs import input_digests, sha256
+from llmcompress.launched import speaks
 from llmcompress.output import finished, folders_of, refuse_foreign, refuse_other_recipe, refuse_overlap
 from llmcompress.progress import Progress
 from llmcompress.recipe import Recipe, as_yaml
@@ -54,6 +55,8 @@ def run(
         refuse_overlap(out, job.source.folder)
     job.inputs = input_digests(recipe)
     folders = job.quantize(stage, out, overwrite) if stage else [out]
+    if not speaks():  # evidence is taken by one process
+        return {}
     return {folder: job.evidence(folder) for folder in folders}
 
 
@@ -110,14 +113,15 @@ class _Job:
         if not overwrite:
             refuse_other_recipe(out, key, self.recipe.dump())
             if all(finished(folder, stage.name, key) for folder in folders):
-                self._keep(stage.name, folders)
+                if speaks():
+                    self._keep(stage.name, folders)
                 return folders
         report = self._new_report()
         clock = _Clock(report, stage.name, key)
         clock.put("done")
         with clock:
             quantize(self.source, out, settings, seed=self.recipe.seed, key=key, report=report, progress=self.progress)
-        for folder in folders:
+        for folder in folders if speaks() else ():
             made = RunReport.load(folder)
             made.stages = list(report.stages)
             save(made, folder)
