@@ -20,7 +20,7 @@ from typing import Annotated
 import typer
 
 from llmcompress import __version__
-from llmcompress.commands import compress, distill, evidence, recipe, shipping, train
+from llmcompress.commands import compress, distill, evidence, plan, recipe, shipping, train
 
 app = typer.Typer(
     name="llmcompress",
@@ -32,6 +32,7 @@ app = typer.Typer(
 )
 for verb in (
     compress.quantize,
+    plan.plan,
     train.finetune,
     train.merge,
     distill.distill,

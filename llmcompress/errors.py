@@ -16,8 +16,11 @@ from collections.abc import Iterable, Sequence
 class LLMCompressError(Exception):
     """One problem that a user can act on.
 
-    `message` names the place, the value and the rule in one line; `hint` says what to do about it.
+    `message` names the place, the value and the rule in one line; `hint` says what to do about it. `of_this_process`:
+    where several work together, others need not have met the same.
     """
+
+    of_this_process = False
 
     def __init__(self, message: str, hint: str | None = None) -> None:
         super().__init__(message)

@@ -78,16 +78,20 @@ class Chain:
         self._survival(folders, keys)
         return folders
 
-    def help(self) -> None:
-        """Train along with the process that writes (several of them: accelerate launch), and write nothing.
+    def help(self, overwrite: bool) -> None:
+        """Work along with the process that writes (several of them: torchrun, accelerate launch), and write nothing.
 
-        Raises: LLMCompressError for a recipe that does more than fine-tune.
+        Raises: LLMCompressError for what the writing process refuses too.
         """
         stages = self.recipe.makers()
-        refuse_more_than_training(stages)
-        (key,) = self._keys(stages)
-        if not finished(self.out, stages[0].name, key):
-            self._call(stages[0], key, Made(self.open(self.recipe.model)), self.out, new_report(self.recipe))
+        if not stages:
+            return
+        (stage,), (key,) = stages, self._keys(stages)
+        if not overwrite:
+            refuse_other_recipe(self.out, stage.name, key, self.recipe.dump())
+            if all(finished(folder, stage.name, key) for folder in _folders(self.out, stage)):
+                return
+        self._call(stage, key, Made(self.open(self.recipe.model)), self.out, new_report(self.recipe))
 
     def _keys(self, stages: tuple[Stage, ...]) -> list[str]:
         keys, previous = [], self.open(self.recipe.model).identity()
@@ -209,15 +213,16 @@ class Chain:
         return report
 
 
-def refuse_more_than_training(stages: tuple[Stage, ...]) -> None:
-    """With several processes a recipe trains and does nothing else: the stages after it are for one of them.
+def refuse_several_makers(stages: tuple[Stage, ...]) -> None:
+    """With several processes a recipe makes one checkpoint: the stages after it would read what one of them writes.
 
     Raises: LLMCompressError.
     """
-    if "finetune" in {stage.name for stage in stages} and len(stages) > 1:
+    if len(stages) > 1:
+        names = ", ".join(stage.name for stage in stages)
         raise LLMCompressError(
-            f"{len(stages)} stages in several processes: only finetune runs in several",
-            "fine-tune by itself, then `merge` the adapter in one process",
+            f"{names}: {len(stages)} stages that make a checkpoint, in several processes",
+            "run each as a recipe of its own; only one of them at a time runs in several processes",
         )
 
 

@@ -12,15 +12,15 @@ not the evidence before it. The card is cheap and says what the report says, so 
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.inputs import input_digests
+from llmcompress.launched import num_processes, speaks
 from llmcompress.ledger import Clock, made_by, new_report, row_of, save, stage_key, with_stage
-from llmcompress.makers import Chain, refuse_more_than_training
+from llmcompress.makers import Chain, refuse_several_makers
 from llmcompress.output import refuse_foreign, refuse_overlap
 from llmcompress.progress import Progress
 from llmcompress.recipe import Recipe
@@ -36,7 +36,7 @@ def run(
 ) -> dict[Path, RunReport]:
     """Run every stage of `recipe`; the report of the output folder, or of each where there are several.
 
-    Of several processes that fine-tune together only the first writes; the others give nothing back.
+    Of several processes that work together only the first writes; the others give nothing back.
 
     overwrite: replace an output that another recipe made. fresh: take evidence again even where the report has it.
     record: write report, samples and recipe into the folder (False for a checkpoint that is not ours).
@@ -54,11 +54,11 @@ def run(
         refuse_overlap(out, job.source.folder)
     job.inputs = input_digests(recipe)
     chain = Chain(recipe, out, progress, job.inputs, job.open)
-    if recipe.stage("finetune") is not None and int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        refuse_more_than_training(recipe.makers())
-        if int(os.environ.get("RANK", "0")) > 0:
-            chain.help()
-            return {}
+    if num_processes() > 1:
+        refuse_several_makers(recipe.makers())
+    if not speaks():  # evidence is taken by one process
+        chain.help(overwrite)
+        return {}
     folders = chain.run(overwrite) if makes else [out]
     return {folder: job.evidence(folder) for folder in folders}
 

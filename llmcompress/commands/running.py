@@ -15,6 +15,7 @@ from typing import Any
 import typer
 
 from llmcompress.errors import LLMCompressError
+from llmcompress.launched import speaks
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -27,7 +28,7 @@ def guarded(verb: Callable[..., int]) -> Callable[..., None]:
         try:
             code = verb(*args, **kwargs)
         except LLMCompressError as error:
-            for line in error.lines():
+            for line in error.lines() if speaks() or error.of_this_process else ():
                 print(line if line.startswith("hint: ") else f"error: {line}", file=sys.stderr)
             code = BAD_INPUT
         except KeyboardInterrupt:
@@ -64,13 +65,14 @@ def head_of(folder: Path) -> dict[str, Any]:
 def run_stages(recipe: Any, overrides: list[str] | None, as_json: bool, *, judge: bool = True, **how: bool) -> int:
     """Run a recipe (or what one is built from), print what came of it, and give the exit code."""
     from llmcompress.console import console
+    from llmcompress.progress import Silent
     from llmcompress.recipe import Recipe
     from llmcompress.run import run as run_recipe
     from llmcompress.summary import failures, summary
 
     built = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe, overrides or ())
-    reports = run_recipe(built, console(), **how)
-    if not reports:  # one of several processes, and not the one that writes
+    reports = run_recipe(built, console() if speaks() else Silent(), **how)
+    if not speaks():
         return 0
     if as_json:
         found = [json.loads(report.model_dump_json()) | {"folder": str(folder)} for folder, report in reports.items()]

@@ -109,9 +109,11 @@ def descend_codes(
     group = width // scale_OG.shape[1]
     moved_O = np.zeros(rows, np.int64)
     for o in prange(rows):
+        none = value_OI[0, 0] * 0  # of the weight's own dtype, as everything here
+        most = none + top
         for j in range(width):
             scale = scale_OG[o, j // group]
-            ratio = (value_OI[o, j] + residual_OI[o, j] / hessian_II[j, j]) * (1 / scale)
+            ratio = (value_OI[o, j] + residual_OI[o, j] / hessian_II[j, j]) / scale
             if table.size:
                 code = 0
                 while code < top and ratio > (table[code] + table[code + 1]) / 2:
@@ -119,8 +121,9 @@ def descend_codes(
                 value = table[code] * scale
             else:
                 zero = zero_OG[o, j // group]
-                code = int(min(max(np.rint(ratio) + zero, 0), top))
-                value = (code - zero) * scale
+                level = min(max(np.rint(ratio) + zero, none), most)
+                code = int(level)
+                value = (level - zero) * scale
             if code != codes_OI[o, j]:
                 step = value - value_OI[o, j]
                 codes_OI[o, j] = code

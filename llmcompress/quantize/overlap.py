@@ -3,7 +3,8 @@
     disk:       read layer 1 ...        │ read layer 2 ...        │ write layer 1, read layer 3 ...
     processor:  ─────────  layer 0 ─────┴──────── layer 1 ────────┴──────── layer 2 ──────── ...
 
-One thread each, with a bound on what lies in memory: 256 MiB read and not yet asked for, one layer not yet written.
+One thread each, with a bound on what lies in memory: one layer (256 MiB at most) read and not yet asked for, one layer
+not yet written.
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ AHEAD_BYTES = 256 << 20
 class ReadAhead:
     """Tensors of a checkpoint, those expected next already on their way."""
 
-    def __init__(self, source: Checkpoint, expected: Iterable[str]) -> None:
+    def __init__(self, source: Checkpoint, expected: Iterable[str], ahead_bytes: int) -> None:
         self._source, self._expected = source, deque(expected)
+        self._most = min(ahead_bytes, AHEAD_BYTES)
         self._coming: dict[str, Future[torch.Tensor]] = {}
         self._bytes = 0
         self._thread = ThreadPoolExecutor(1, "reading")
@@ -41,7 +43,7 @@ class ReadAhead:
     def _top_up(self) -> None:
         while self._expected:
             size = self._source.stored[self._expected[0]].num_bytes
-            if self._coming and self._bytes + size > AHEAD_BYTES:
+            if self._coming and self._bytes + size > self._most:
                 return
             name = self._expected.popleft()
             self._bytes += size

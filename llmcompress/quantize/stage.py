@@ -109,7 +109,7 @@ def quantize(
         source, model, layers, names, plan_, formats, settings, workspace, device, dtype,
         torch.bfloat16 if device.type == "cuda" and dtype == torch.bfloat16 else torch.float32,
         world, Ledger(), _footprint(calibration, settings, model, plan_, world),
-        ReadAhead(source, _reading_order(layers, names, workspace)), WriteBehind(),
+        _reader(source, layers, names, workspace), WriteBehind(),
     )  # fmt: skip
     try:
         _solve_all(job, calibration, progress)
@@ -155,14 +155,17 @@ def _workspace(out: Path, key: str, world: World) -> Workspace:
     return Workspace.of(out)
 
 
-def _reading_order(layers: DecoderLayers, names: dict[str, str], workspace: Workspace) -> list[str]:
-    """The tensors of the layers that are still to do, in the order in which they are asked for."""
+def _reader(source: Checkpoint, layers: DecoderLayers, names: dict[str, str], workspace: Workspace) -> ReadAhead:
+    """Reads the tensors of the layers that are still to do, in the order in which they are asked for, a layer ahead."""
     start = next((i for i in range(len(layers.layers)) if workspace.finished_rows(i) is None), len(layers.layers))
     expected: list[str] = []
+    most = 0
     for index in range(start, len(layers.layers)):
         found = [names.get(f"{layers.name(index)}.{local}") for local, _ in layers.layers[index].named_parameters()]
-        expected += [name for name in found if name]
-    return expected
+        own = [name for name in found if name]
+        most = max(most, sum(source.stored[name].num_bytes for name in own))
+        expected += own
+    return ReadAhead(source, expected, most)
 
 
 def _footprint(

@@ -11,7 +11,6 @@ A process that dies is found at the next exchange: the others name it and leave,
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from typing import TYPE_CHECKING, TypeVar
 import torch
 
 from llmcompress.errors import LLMCompressError
+from llmcompress.launched import num_processes
 
 if TYPE_CHECKING:
     from llmcompress.quantize.hessian import HessianSum
@@ -33,6 +33,8 @@ ROLL_CALL = timedelta(seconds=5)
 
 class ProcessLostError(LLMCompressError):
     """Another process of the run is gone. What was finished is kept."""
+
+    of_this_process = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,8 +50,7 @@ class World:
 
         Raises: ProcessLostError when the others do not come.
         """
-        size = int(os.environ.get("WORLD_SIZE", "1"))
-        if size == 1:
+        if num_processes() == 1:
             return cls()
         import torch.distributed as dist
 

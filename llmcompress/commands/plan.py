@@ -1,0 +1,43 @@
+"""`llmcompress plan`: sizes, memory and time of a quantization, from config and headers alone."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict
+from typing import Annotated
+
+import typer
+
+from llmcompress.commands.options import Json, Model, Revision
+from llmcompress.commands.running import given, guarded
+
+
+@guarded
+def plan(
+    model: Model,
+    scheme: Annotated[str, typer.Option(help="W2A16, W3A16, W4A16, W8A16, NF4 or NF4-DQ.")] = "W4A16",
+    method: Annotated[str, typer.Option(help="How codes are chosen: gptq, rtn.")] = "gptq",
+    group_size: Annotated[int | None, typer.Option(help="Inputs that share a scale; -1 = a row.")] = None,
+    asymmetric: Annotated[bool, typer.Option("--asymmetric", help="A zero point of its own per group.")] = False,
+    layout: Annotated[str | None, typer.Option("--format", help="gptq, compressed_tensors or bitsandbytes.")] = None,
+    num_samples: Annotated[int, typer.Option(min=1, help="Rows of calibration text.")] = 128,
+    seq_len: Annotated[int, typer.Option(min=2, help="Tokens per row.")] = 2048,
+    ignore: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Linears to leave alone.")] = None,
+    revision: Revision = None,
+    as_json: Json = False,
+) -> int:
+    """Say what quantizing would take and give; no weight is read."""
+    from llmcompress.checkpoint.reader import Checkpoint
+    from llmcompress.planned import matmul_rate, planned
+    from llmcompress.quantize.planning import plan_quantization
+    from llmcompress.quantize.settings import QuantizeSettings
+    from llmcompress.recipe import Recipe
+
+    settings = {"scheme": scheme, "method": method, "group_size": group_size, "format": layout, "ignore": ignore}
+    settings["symmetric"] = False if asymmetric else None
+    stage = Recipe.of({"model": model, "output": "-", "stages": [{"quantize": given(settings)}]}).stages[0]
+    assert isinstance(stage.settings, QuantizeSettings)
+    checkpoint = Checkpoint.open(model, revision=revision)
+    found = plan_quantization(checkpoint, stage.settings, num_samples * seq_len, seq_len, matmul_rate())
+    print(json.dumps(asdict(found), indent=1) if as_json else planned(model, found))
+    return 0
