@@ -29,15 +29,11 @@ COPY pyproject.toml .
 RUN python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
         print(*p['dependencies'], *p['optional-dependencies']['serve'], sep='\n')" > requirements.txt \
     && pip install --constraint scripts/constraints.txt --extra-index-url ${TORCH_INDEX} -r requirements.txt
-COPY README.md LICENSE ./
-COPY calibration calibration
-COPY eval eval
-COPY llmcompress llmcompress
+COPY . .
 RUN pip install --no-deps .
 
 FROM ${PYTHON_IMAGE} AS cpu
 RUN useradd --uid 10001 --create-home llmcompress && mkdir /model && chown llmcompress /model
-COPY --from=cpu-build /opt/llmcompress /opt/llmcompress
 ENV PATH=/opt/llmcompress/bin:$PATH HF_HOME=/home/llmcompress/.cache/huggingface PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /home/llmcompress
@@ -48,6 +44,8 @@ HEALTHCHECK --interval=30s --timeout=5s --start-period=300s --retries=3 \
     CMD ["python3", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/health', timeout=4)"]
 ENTRYPOINT ["llmcompress"]
 CMD ["serve", "/model", "--host", "0.0.0.0", "--api-key-file", "/run/secrets/api_key", "--make-api-key"]
+# The one large layer, last: what stands above it is said once and costs nothing.
+COPY --from=cpu-build /opt/llmcompress /opt/llmcompress
 
 # ---- cuda: vLLM's own image, with llmcompress beside it to choose, to put the door in front, and to say why
 FROM ${VLLM_IMAGE} AS cuda
