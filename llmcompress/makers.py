@@ -12,7 +12,6 @@ fine-tuning makes an adapter, which is no checkpoint; it goes to merge together 
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -129,7 +128,8 @@ class Chain:
 
             merge(made.checkpoint, made.adapter, target, settings, **how)
         elif stage.name == "distill":
-            distill = importlib.import_module("llmcompress.distill.stage").distill
+            from llmcompress.distill.stage import distill
+
             distill(made.checkpoint, target, settings, open=self.open, **how)
         else:
             from llmcompress.quantize.stage import quantize

@@ -39,7 +39,7 @@ class Adapter:
         if part is None:
             return f"An adapter for {source_name(report.source)}."
         return (
-            f"A {NAMES[part.adapter]} adapter of rank {significant(part.average_rank(), 3)} for "
+            f"Adapter ({NAMES[part.adapter]}) of rank {significant(part.average_rank(), 3)} for "
             f"{source_name(report.source)}, trained on {code(part.data.source)} with the base "
             f"{BASES[part.base_weights]}."
         )
