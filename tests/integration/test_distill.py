@@ -181,10 +181,8 @@ def test_a_quantized_student_is_trained_on_its_grid(
     before = RunReport.load(tmp_path / "small")
     found = distill(
         teacher, stages=[{"verify": {}}, {"card": {}}], student=str(tmp_path / "small"),
-        training={"max_steps": 18, "learning_rate": 1e-3}, adapter={"rank": 8},
+        training={"max_steps": 4, "learning_rate": 2e-3}, adapter={"rank": 8},
     )  # fmt: skip
-    curve = [point.loss for point in found.training.curve]
-    assert sum(curve[-5:]) < 0.9 * sum(curve[:5]), "18 steps go through the 36 rows twice"
     assert found.grid is not None and found.grid.num_linears == 14 and 0 < found.grid.changed_codes_frac < 0.5
     after = RunReport.load(tmp_path / "out")
     assert after.output is not None and before.output is not None
@@ -193,6 +191,27 @@ def test_a_quantized_student_is_trained_on_its_grid(
     assert all(check.passed for check in after.checks) and len(after.checks) == 4
     config = [json.loads((tmp_path / one / "config.json").read_text()) for one in ("small", "out")]
     assert config[0] == config[1]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheme", ["W2A16"])
+def test_training_on_the_grid_recovers_what_quantizing_lost(tmp_path: Path, scheme: str) -> None:
+    """On trained weights, and on rows that the student was not trained on."""
+    from llmcompress import resources
+
+    text = resources.folder("calibration") / "tiny.jsonl"
+    small, out = tmp_path / "small", tmp_path / "out"
+    quantize = {"scheme": scheme, "group_size": 64, "calibration": "tiny", "num_samples": 32}
+    data = {"path": str(text), "seq_len": 128, "heldout_frac": 0.1}
+    training = {"max_steps": 100, "learning_rate": 1e-3}
+    head = {"model": "bundled/tiny", "seed": 0}
+    run(Recipe.of(head | {"output": str(small), "stages": [{"quantize": quantize}]}), Silent())
+    stage = {"data": data, "training": training, "student": str(small)}
+    run(Recipe.of(head | {"output": str(out), "stages": [{"distill": stage}]}), Silent())
+    found = RunReport.load(out).distillation
+    assert found is not None
+    kl = score(found, "KL to the teacher")
+    assert kl.after < 0.9 * kl.before
 
 
 def test_a_quantized_teacher(make: Make, compress: Any, distill: Any, tmp_path: Path) -> None:
