@@ -15,9 +15,16 @@ from pydantic import Field
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.part import Part as Part
+from llmcompress.training_report import AdapterModule as AdapterModule
 from llmcompress.training_report import CurvePoint as CurvePoint
 from llmcompress.training_report import Distillation as Distillation
+from llmcompress.training_report import Finetune as Finetune
+from llmcompress.training_report import Merge as Merge
+from llmcompress.training_report import MergedAdapter as MergedAdapter
+from llmcompress.training_report import MergedLinear as MergedLinear
 from llmcompress.training_report import RejectedRows as RejectedRows
+from llmcompress.training_report import Survival as Survival
+from llmcompress.training_report import SurvivalRow as SurvivalRow
 from llmcompress.training_report import Training as Training
 from llmcompress.training_report import TrainingData as TrainingData
 
@@ -269,101 +276,6 @@ class Evaluation(Part):
     overlap_allowed: bool = Field(default=False, description="the gate was told to let it pass")
     verdict: Verdict
     seconds: float
-
-
-class AdapterModule(Part):
-    """One adapted linear. Written by finetune."""
-
-    name: str
-    shape: tuple[int, int] = Field(description="out_features, in_features")
-    rank: int = Field(description="at the end of the training")
-
-
-class Finetune(Part):
-    """An adapter and how it was trained. Written by finetune."""
-
-    adapter: Literal["lora", "qlora", "adalora"]
-    base: str = Field(description="the checkpoint that it was trained on, as the recipe names it")
-    base_identity: str = Field(description="sha256 over config.json and the tensor bytes of that checkpoint")
-    base_weights: Literal["full", "nf4", "stored nf4"] = Field(description="how its linears were held in training")
-    double_quant: bool = False
-    kept_full: dict[str, str] = Field(default={}, description="linear of an NF4 base in full precision -> why")
-    compute_dtype: str
-    init: Literal["default", "loftq", "residual"]
-    rank: int = Field(description="of every linear; for adalora the average that was asked for")
-    initial_rank: int | None = Field(default=None, description="adalora: of every linear at the start")
-    alpha: float
-    dropout: float
-    dora: bool
-    rslora: bool
-    modules: list[AdapterModule]
-    data: TrainingData
-    data_path: str = Field(description="where the data lay, for measurements that come later")
-    training: Training
-    learning_rate: float
-    heldout_tokens: int = Field(description="learned tokens of the held-out rows")
-    heldout_loss_base: float | None = Field(description="nats per token of the base as it was trained on")
-    heldout_loss_start: float | None = Field(description="with the adapter before the first step")
-    heldout_loss: float | None = Field(description="with the trained adapter")
-
-    def average_rank(self) -> float:
-        """Mean over the adapted linears."""
-        return sum(one.rank for one in self.modules) / len(self.modules)
-
-
-class MergedLinear(Part):
-    """One linear that an update went into. Written by merge."""
-
-    name: str
-    rank: int = Field(description="sum over the adapters")
-    relative_update: float = Field(description="||D|| / ||W||")
-    excess: float = Field(description="difference of outputs from base plus adapter, over what rounding allows")
-
-
-class MergedAdapter(Part):
-    """One adapter that went in. Written by merge."""
-
-    path: str
-    weight: float
-    kind: Literal["LORA", "ADALORA"]
-    dora: bool
-    sha256: str = Field(description="of adapter_model.safetensors")
-    base_is_this: bool | None = Field(description="trained on the very checkpoint merged onto; None: not known")
-
-
-class Merge(Part):
-    """Adapters merged into weights. Written by merge."""
-
-    onto: Literal["dequantized", "original"]
-    adapters: list[MergedAdapter]
-    linears: list[MergedLinear]
-    round_tripped: int = Field(description="linears that hold NF4 values, updated or not")
-    replaced: list[str] = Field(default=[], description="parameters that an adapter brought whole")
-    data: dict[str, Any] | None = Field(default=None, description="settings of the rows measured on")
-    heldout_tokens: int = 0
-    kl_dequantized: float | None = Field(default=None, description="KL(base + adapter || merged onto NF4 values)")
-    kl_original: float | None = Field(default=None, description="KL(base + adapter || merged onto the original)")
-    closer: Literal["dequantized", "original"] | None = None
-    not_measured: str | None = Field(default=None, description="why there is no KL, or only one")
-
-
-class SurvivalRow(Part):
-    """How much of an update quantization kept in one linear: <Q(W+D) - Q(W), D> / <D, D>."""
-
-    name: str
-    kept: float = Field(description="with the method of the run")
-    kept_rtn: float = Field(description="with plain rounding on the same grid")
-
-
-class Survival(Part):
-    """What quantizing left of the adapter. Written when a quantize stage follows a merge."""
-
-    linears: list[SurvivalRow]
-    kept: float = Field(description="over all linears, each weighted by ||D||^2")
-    kept_rtn: float
-    heldout_tokens: int
-    kl: float | None = Field(description="KL(base + adapter || merged and quantized), nats per token")
-    kl_rtn: float | None = Field(description="the same for plain rounding of the merged weights")
 
 
 class StageRow(Part):

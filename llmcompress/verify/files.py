@@ -42,7 +42,7 @@ def tensors(folder: Path, report: RunReport, source: Checkpoint | None) -> Check
     format = FORMATS.get(report.output.format) if report.output.quantized_parameters else None
     checkpoint = Checkpoint.open(folder)
     stored = set(checkpoint.stored)
-    model = skeleton.build(checkpoint, quantized=True)
+    model = skeleton.build(checkpoint, quantized="quantization_config" in checkpoint.config)
     packed, replaced = set(), set()
     for row in report.linears:
         if format is not None and row.outcome != "skipped" and row.grid is not None:
