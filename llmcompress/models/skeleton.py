@@ -36,7 +36,7 @@ def build(checkpoint: Checkpoint, quantized: bool = False) -> nn.Module:
     try:
         config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
         config.use_cache = False
-        if quantized:
+        if quantized and hasattr(config, "quantization_config"):
             del config.quantization_config
         with init_empty_weights(include_buffers=False):
             model = AutoModelForCausalLM.from_config(

@@ -73,7 +73,8 @@ def merge(model: Path, out: Path, *adapters: Path | dict[str, Any], **settings: 
 def test_merging_equals_peft(kind: str, model: Path, tmp_path: Path) -> None:
     adapter = save_adapter(model, tmp_path / "adapter", CONFIGS[kind]())
     report = merge(model, tmp_path / "out", adapter)
-    assert len(report.checks) == 3 and not [check for check in report.checks if not check.passed]
+    assert "merged linears" in {check.name for check in report.checks} and len(report.checks) >= 3
+    assert not [check for check in report.checks if not check.passed]
     plain: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter)
     expected, ours = plain.merge_and_unload().state_dict(), load_file(tmp_path / "out" / "model.safetensors")
     changed = 0
