@@ -19,6 +19,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from llmcompress import device as devices
+from llmcompress.allocator import give_back
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import torch_dtype
 from llmcompress.data.calibration import CalibrationSet, CalibrationSpec, load_calibration
@@ -245,6 +246,7 @@ def _solve_all(job: _Job, calibration: CalibrationSet | None, progress: Progress
             elif calls:
                 _replay(job, index, calls, done)
             rows += done
+            give_back()
             bar.advance(1, f"layer {index}")
         with job.ledger.of("writing"):
             job.writer.wait()

@@ -18,6 +18,7 @@ LAYERS = (
     {"errors"},
     {
         "__init__",
+        "allocator",
         "device",
         "environment",
         "launched",
