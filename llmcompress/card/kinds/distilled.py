@@ -36,7 +36,7 @@ class Distilled:
     """A student that was trained to do what its teachers do."""
 
     name = "distilled"
-    rank = 1
+    rank = 3
     relation: Literal["adapter", "merge", "quantized", "finetune"] = "finetune"
     library = "transformers"
 

@@ -20,7 +20,7 @@ class Merged:
     """Plain weights with an adapter in them."""
 
     name = "merged"
-    rank = 1
+    rank = 2
     relation: Literal["adapter", "merge", "quantized", "finetune"] = "finetune"
     library = "transformers"
 
