@@ -188,7 +188,7 @@ def test_a_quantized_student_is_trained_on_its_grid(
     assert after.output is not None and before.output is not None
     assert (after.output.format, after.output.weights_bytes) == (before.output.format, before.output.weights_bytes)
     assert [row.scheme for row in after.linears] == [row.scheme for row in before.linears]
-    assert all(check.passed for check in after.checks) and len(after.checks) == 4
+    assert all(check.passed for check in after.checks) and len(after.checks) == 8
     config = [json.loads((tmp_path / one / "config.json").read_text()) for one in ("small", "out")]
     assert config[0] == config[1]
 

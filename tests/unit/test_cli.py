@@ -41,7 +41,7 @@ def compressed(model: Path) -> Path:
 
 def test_quantize_writes_a_verified_checkpoint_and_its_card(compressed: Path) -> None:
     report = RunReport.load(compressed)
-    assert [row.name for row in report.stages] == ["quantize", "verify", "card"]
+    assert [row.name for row in report.stages] == ["quantize", "verify", "check", "card"]
     assert len(report.checks) == 8 and all(check.passed for check in report.checks)
     assert (compressed / "README.md").is_file() and (compressed / "llmcompress" / "recipe.yaml").is_file()
 
