@@ -5,6 +5,7 @@ Exit codes: 0 fine, 1 a check or a budget failed, 2 bad input, 130 interrupted. 
 
 from __future__ import annotations
 
+import errno
 import functools
 import json
 import sys
@@ -30,6 +31,12 @@ def guarded(verb: Callable[..., int]) -> Callable[..., None]:
         except LLMCompressError as error:
             for line in error.lines() if speaks() or error.of_this_process else ():
                 print(line if line.startswith("hint: ") else f"error: {line}", file=sys.stderr)
+            code = BAD_INPUT
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            print(f"error: {error.filename or 'the output'}: no space left on the disk", file=sys.stderr)
+            print("hint: free some; the same command goes on from what was finished", file=sys.stderr)
             code = BAD_INPUT
         except KeyboardInterrupt:
             print(

@@ -104,6 +104,23 @@ def test_a_mistake_is_one_line_and_exit_code_2(
     assert not list(tmp_path.iterdir()), "nothing is left behind"
 
 
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(model: Path, tmp_path: Path) -> None:
+    script = f"""
+import errno, sys
+from llmcompress import cli
+from llmcompress.quantize import workspace
+def full(path, data):
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+workspace._write_whole = full
+sys.argv = ["llmcompress", "quantize", {str(model)!r}, "-o", {str(tmp_path / "OUT")!r}, "--method", "rtn", "--group-size", "32"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr, done.stderr
+    assert "no space left on the disk" in done.stderr and "hint: free some" in done.stderr
+    assert not (tmp_path / "OUT").exists()
+
+
 def test_an_unknown_option_is_exit_code_2() -> None:
     done = llmcompress("quantize", "m", "-o", "o", "--shceme", "NF4")
     assert done.returncode == 2 and "--shceme" in done.stderr and "Traceback" not in done.stderr

@@ -1,0 +1,46 @@
+"""Resident memory does not grow with the depth of the model."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
+
+import pytest
+
+from tests import tiny_models
+
+WIDTH, SHALLOW, DEEP = 512, 2, 18
+
+
+def peak_bytes(model: Path, out: Path) -> int:
+    """Peak of a process that does nothing but quantize."""
+    script = f"""
+        from llmcompress.environment import peak_memory_bytes
+        from llmcompress.progress import Silent
+        from llmcompress.recipe import Recipe
+        from llmcompress.run import run
+        run(Recipe.of(dict(model={str(model)!r}, output={str(out)!r}, stages=[dict(quantize=dict(method="rtn"))])), Silent())
+        print("peak", peak_memory_bytes())
+    """
+    done = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], capture_output=True, text=True, check=True)
+    found = re.search(r"peak (\d+)", done.stdout)
+    assert found
+    return int(found[1])
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's high-water mark")
+def test_peak_memory_does_not_follow_the_number_of_layers(tmp_path: Path) -> None:
+    config = tiny_models.configs()["llama"]
+    config.hidden_size, config.intermediate_size, config.head_dim = WIDTH, 2 * WIDTH, WIDTH // 4
+    config.num_key_value_heads = 4
+    peaks, sizes = [], []
+    for depth in (SHALLOW, DEEP):
+        config.num_hidden_layers = depth
+        folder = tiny_models.save(tmp_path / f"model-{depth}", config)
+        tiny_models.save_tokenizer(folder)
+        sizes.append(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
+        peaks.append(peak_bytes(folder, tmp_path / f"out-{depth}"))
+    assert peaks[1] - peaks[0] < 0.2 * (sizes[1] - sizes[0]), (peaks, sizes)
