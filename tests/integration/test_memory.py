@@ -12,7 +12,9 @@ import pytest
 
 from tests import tiny_models
 
-WIDTH, SHALLOW, DEEP = 512, 2, 18
+WIDTH = 512
+SHALLOW, DEEP = 12, 30
+"""Both deep enough that reading, solving and writing overlap fully: with fewer layers that is not reached."""
 
 
 def peak_bytes(model: Path, out: Path) -> int:
