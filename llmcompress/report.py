@@ -76,11 +76,14 @@ class LinearRow(Part):
         default=None, description="||(W-Q)X||^2 / ||WX||^2 over the calibration tokens; ||W-Q||^2/||W||^2 without any"
     )
     error_kind: Literal["output", "weight"] | None = None
+    version: Literal["plain", "refined", "aimed"] = Field(
+        default="plain", description="the method's own solution, its refinement, or one aimed at the original's output"
+    )
     held_out_error: float | None = Field(
         default=None, description="relative output error on calibration tokens kept from the solver"
     )
     plain_held_out_error: float | None = Field(
-        default=None, description="the same before refinement, which is kept only where it lowers it"
+        default=None, description="the same of the plain version; another is kept only where it lowers it"
     )
     num_tokens: int | None = Field(default=None, description="calibration tokens that reached this linear")
     digest: str | None = Field(default=None, description="sha256 of codes, scales and zero points, before packing")
@@ -110,6 +113,7 @@ class Work(Part):
     activations: Literal["memory", "disk"] = Field(description="where hidden states lay between layers")
     reason: str | None = Field(default=None, description="why not staged and in memory")
     num_processes: int = 1
+    num_worse: int = Field(default=0, description="linears whose held-out error is above that of the plain version")
     seconds: dict[str, float] = Field(description="by phase, each without what runs inside it as another phase")
     flops: dict[str, float] = Field(description="by phase, the least that the work takes; of this process")
     ideal_flops_per_s: float = Field(description="of a large float32 matrix product on this machine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from statistics import median
 
@@ -73,6 +74,10 @@ def _work(report: RunReport) -> list[str]:
             f"  rate     {rate:.3g} of {ideal:.3g} GFLOP/s ({rate / ideal:.2f} of a matrix product's): "
             + ", ".join(f"{name} {work.flops[name] / 1e9:.3g} GFLOP" for name in work.flops)
         )
+    count = Counter(row.version for row in report.linears if row.held_out_error is not None)
+    if count:
+        kept = ", ".join(f"{number} {version}" for version, number in count.most_common())
+        lines.append(f"  kept     {kept}, by the error on held-out tokens; {work.num_worse} above the plain method's")
     if work.reason:
         lines.append(f"  memory   {work.form}, activations in {work.activations}: {work.reason}")
     return lines

@@ -25,7 +25,12 @@ def quantize(
     num_samples: Annotated[int | None, typer.Option(help="Rows of calibration text.")] = None,
     seq_len: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
     ignore: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Linears to leave alone.")] = None,
-    effort: Annotated[str, typer.Option(help="standard, or max: tune all scales together afterwards.")] = "standard",
+    effort: Annotated[
+        str, typer.Option(help="standard, or max: calibrate asymmetrically, then tune all scales together.")
+    ] = "standard",
+    asymmetric_calibration: Annotated[
+        bool | None, typer.Option(help="Aim at the original's output, where held-out tokens agree.")
+    ] = None,
     on_failure: Annotated[str, typer.Option(help="For a linear that cannot be solved: raise or rtn.")] = "raise",
     seed: Seed = 0,
     revision: Revision = None,
@@ -47,6 +52,7 @@ def quantize(
         "seq_len": seq_len,
         "ignore": ignore,
         "effort": effort,
+        "asymmetric_calibration": asymmetric_calibration,
         "on_failure": on_failure,
     }
     head = {"model": model, "output": str(output), "seed": seed, "revision": revision}

@@ -13,6 +13,7 @@ The model's own `forward` runs, so any architecture works. It is watched at two 
 So a linear is calibrated on the output of everything before it already quantized (GPTQ's "true sequential"), for the
 price of one forward pass. The price in memory is what every batch holds where it waits; where that is too much,
 `recomputed` gives the same by running each batch up to the linear in question, as often as there are such places.
+`staged` can take the original model along, layer by layer in step, so that a solver sees what a linear would have read.
 Suspending is `greenlet`'s; this is the one file that imports it.
 
 Shapes: B rows of a batch, S sequence length, H hidden size, I in_features.
@@ -21,7 +22,8 @@ Shapes: B rows of a batch, S sequence length, H hidden size, I in_features.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -36,8 +38,11 @@ Arguments = list[tuple[tuple[Any, ...], dict[str, Any]]]
 class Solver(Protocol):
     """Who quantizes the linears that the stream stops at; names are the linears' local names."""
 
-    def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int) -> None:
-        """`inputs` [..., I] is what `names` are about to read in one batch."""
+    def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int, original: torch.Tensor | None = None) -> None:
+        """`inputs` [..., I] is what `names` are about to read in one batch; `original`, what they read in the original.
+
+        `original` is given where the stream has an original beside it, and has the shape of `inputs`.
+        """
         ...
 
     def solve(self, names: Sequence[str]) -> None:
@@ -85,6 +90,14 @@ class Calls:
     def park(self, file: ActivationFile) -> None:
         """Keep the hidden state in `file` from now on."""
         self._hidden = file.slot(self.hidden_BSH)
+
+
+@dataclass(frozen=True, slots=True)
+class Original:
+    """The original model beside the stream: its own copy of the layer, which nobody quantizes, and its own batches."""
+
+    layer: nn.Module
+    calls: list[Calls]
 
 
 class _LastLayerReached(Exception):
@@ -166,42 +179,78 @@ def plain(layer: nn.Module, index: int, calls: Sequence[Calls]) -> None:
 
 def staged(
     layer: nn.Module, index: int, calls: Sequence[Calls], groups: Sequence[Sequence[str]], solver: Solver,
-    agree: Agree = int,
+    agree: Agree = int, original: Original | None = None,
 ) -> list[str]:  # fmt: skip
     """Move every batch through one layer, stopping all of them at each of `groups` so that it can be quantized.
 
-    groups: targets that read one tensor, together. Returns: the targets that no batch reached, in any process. The
-    order is that of the groups among those waited for, so it is the same on every run, also when a batch skips an
-    expert.
+    groups: targets that read one tensor, together. original: moves through its own layer in step, and what its linears
+    read is shown beside. Returns: the targets that no batch reached, in any process. The order is that of the groups
+    among those waited for, so it is the same on every run, also when a batch skips an expert.
     """
-    from greenlet import getcurrent, greenlet
-
-    parent = getcurrent()
-    stops = _Stops(layer, groups, solver)
-    workers = [greenlet(_way(layer, index, call)) for call in calls]
-    waiting: dict[int, tuple[str, torch.Tensor]] = {}
-
-    def go_on(number: int) -> None:
-        answer = workers[number].switch()
-        if workers[number].dead:
-            calls[number].hidden_BSH = answer
-            waiting.pop(number, None)
-        else:
-            waiting[number] = answer
-
-    with stops.at(lambda name, inputs: parent.switch((name, inputs))):
-        for number in range(len(workers)):
-            go_on(number)
-        while (first := agree(stops.earliest([name for name, _ in waiting.values()]))) < len(groups):
-            here = [number for number in sorted(waiting) if waiting[number][0] in groups[first]]
+    stops = _Stops(layer, groups, solver.present)
+    batches = _Suspended(layer, index, calls)
+    beside = _Suspended(original.layer, index, original.calls) if original else None
+    with ExitStack() as both:
+        both.enter_context(stops.at(batches.pause))
+        if original and beside:
+            both.enter_context(_Stops(original.layer, groups, lambda _name: None, stops.pending).at(beside.pause))
+        together = [batches, beside] if beside else [batches]
+        for number in range(len(calls)):
+            for one in together:
+                one.go_on(number)
+        while (first := agree(stops.earliest(batches.names()))) < len(groups):
+            here = batches.at(groups[first])
             for number in here:
-                solver.see(groups[first], waiting[number][1], number)
+                unquantized = beside.inputs(number, groups[first]) if beside else None
+                solver.see(groups[first], batches.inputs(number, groups[first]), number, unquantized)
             solver.solve(groups[first])
             stops.pending -= set(groups[first])
             for number in here:
-                waiting[number] = ("", torch.empty(0))
-                go_on(number)
+                for one in together:
+                    one.go_on(number)
     return stops.left()
+
+
+class _Suspended:
+    """Batches on their way through one layer, each held where its forward was paused (`greenlet`)."""
+
+    def __init__(self, layer: nn.Module, index: int, calls: Sequence[Calls]) -> None:
+        from greenlet import getcurrent, greenlet
+
+        self._parent, self._calls = getcurrent(), calls
+        self._workers = [greenlet(_way(layer, index, call)) for call in calls]
+        self._waiting: dict[int, tuple[str, torch.Tensor]] = {}
+
+    def pause(self, name: str, inputs: torch.Tensor) -> None:
+        """Called from within a batch's forward: wait at the linear `name`."""
+        self._parent.switch((name, inputs))
+
+    def go_on(self, number: int) -> None:
+        """Let one batch run to its next pause, or to the end of the layer."""
+        self._waiting.pop(number, None)
+        answer = self._workers[number].switch()
+        if self._workers[number].dead:
+            self._calls[number].hidden_BSH = answer
+        else:
+            self._waiting[number] = answer
+
+    def names(self) -> list[str]:
+        """Where batches wait."""
+        return [name for name, _ in self._waiting.values()]
+
+    def at(self, group: Sequence[str]) -> list[int]:
+        """The batches that wait at one of `group`, in order."""
+        return [number for number in sorted(self._waiting) if self._waiting[number][0] in group]
+
+    def inputs(self, number: int, group: Sequence[str]) -> torch.Tensor:
+        """What one batch, which waits at one of `group`, is about to read there."""
+        name, inputs = self._waiting.get(number, ("", torch.empty(0)))
+        if name not in group:
+            raise LLMCompressError(
+                f"{group[0]}: the original model takes another way through the layer, so there is no input to compare",
+                "set asymmetric_calibration to false",
+            )
+        return inputs
 
 
 def recomputed(
@@ -212,7 +261,7 @@ def recomputed(
 
     For a layer of q/k/v, o, gate/up and down that is about two and a half forward passes instead of one.
     """
-    stops = _Stops(layer, groups, solver)
+    stops = _Stops(layer, groups, solver.present)
 
     def stop(name: str, inputs: torch.Tensor) -> None:
         raise _Reached(name, inputs)
@@ -256,11 +305,14 @@ class _Reached(Exception):
 class _Stops:
     """The linears of a layer at which a forward pass is held up, as long as they are pending."""
 
-    def __init__(self, layer: nn.Module, groups: Sequence[Sequence[str]], solver: Solver) -> None:
+    def __init__(
+        self, layer: nn.Module, groups: Sequence[Sequence[str]], present: Callable[[str], None],
+        pending: set[str] | None = None,
+    ) -> None:  # fmt: skip
         self.rank = {name: position for position, names in enumerate(groups) for name in names}
-        self.pending = set(self.rank)
+        self.pending = set(self.rank) if pending is None else pending
         self._modules = {name: layer.get_submodule(name) for name in self.rank}
-        self._solver = solver
+        self._present = present
 
     def earliest(self, names: Sequence[str]) -> int:
         """Position of the first group among `names`; the number of groups where there is no name."""
@@ -278,7 +330,7 @@ class _Stops:
             def forward(inputs: torch.Tensor) -> torch.Tensor:
                 if name in self.pending:
                     stop(name, inputs)
-                self._solver.present(name)
+                self._present(name)
                 return original(inputs)
 
             return forward

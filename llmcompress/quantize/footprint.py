@@ -12,6 +12,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from llmcompress.errors import LLMCompressError
+
 FLOAT_BYTES = 4
 
 
@@ -26,17 +28,27 @@ class Footprint:
     disk_bytes: int
 
 
-def footprint(num_tokens: int, batch_tokens: int, hidden: int, widest: int, bound_bytes: int) -> Footprint:
+def footprint(
+    num_tokens: int, batch_tokens: int, hidden: int, widest: int, bound_bytes: int, beside: bool = False
+) -> Footprint:
     """The fastest way whose activations stay within `bound_bytes`; one batch under way is taken whatever it needs.
 
     num_tokens: of this process. A batch that waits at the widest linear holds its hidden state before and after
-    attention, and that linear's input.
+    attention, and that linear's input. beside: the original model's batches wait too, which has to fit.
+
+    Raises: LLMCompressError where `beside` does not fit.
     """
     between = num_tokens * hidden * FLOAT_BYTES
-    waiting = num_tokens * (2 * hidden + widest) * FLOAT_BYTES
+    waiting = num_tokens * (2 * hidden + widest) * FLOAT_BYTES * (2 if beside else 1)
     under_way = batch_tokens * (3 * hidden + 3 * widest) * FLOAT_BYTES
     if waiting <= bound_bytes:
         return Footprint("staged", "memory", None, waiting + under_way, 0)
+    if beside:
+        raise LLMCompressError(
+            f"asymmetric_calibration: activations of both models take {_mib(waiting)} MiB, over activation_memory_mb "
+            f"{bound_bytes >> 20}",
+            "raise it, lower num_samples, or set asymmetric_calibration to false",
+        )
     reason = f"batches that wait together would hold {_mib(waiting)} MiB, over activation_memory_mb"
     if between <= bound_bytes:
         return Footprint("recomputed", "memory", reason, between + under_way, 0)

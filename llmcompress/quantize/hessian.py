@@ -62,6 +62,26 @@ class HessianSum:
         return self.sum_II, self.num_tokens
 
 
+class ShiftSum:
+    """The sum of d x^T under way, d = what the original model reads less what is read, x = what is read.
+
+    Not symmetric, so the whole product is taken, in float32.
+    """
+
+    def __init__(self, width: int, device: torch.device) -> None:
+        self.sum_II = torch.zeros(width, width, dtype=torch.float32, device=device)
+        self.num_tokens = 0
+
+    def add(self, shift_TI: torch.Tensor, x_TI: torch.Tensor) -> None:
+        """One batch."""
+        self.sum_II.addmm_(shift_TI.t(), x_TI)
+        self.num_tokens += len(x_TI)
+
+    def mean(self) -> torch.Tensor:
+        """The mean of d x^T; zeros without a token. Ends the sum."""
+        return self.sum_II.div_(max(self.num_tokens, 1))
+
+
 def accumulate(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, int]:
     """Mean of x x^T over the real tokens of all batches, in float32, and their number; see `HessianSum`.
 
@@ -74,49 +94,90 @@ def accumulate(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | No
 
 
 @dataclass(frozen=True, slots=True)
+class Shifts:
+    """How far the original model's input is from the one that is read, d = x_original - x, as means over tokens.
+
+    solve_II, held_out_II: d x^T over the tokens that are solved on, and over those held out. energy_II: d d^T over the
+    latter.
+    """
+
+    solve_II: torch.Tensor
+    held_out_II: torch.Tensor
+    energy_II: torch.Tensor
+
+
+@dataclass(frozen=True, slots=True)
 class Hessians:
     """What one input tensor says: the Hessian to solve on, and the one of tokens that the solver never sees.
 
-    num_tokens: real tokens in both together. held_out_II: None where the text is too short to spare any.
+    num_tokens: real tokens in both together. held_out_II: None where the text is too short to spare any. shifts: where
+    the original model ran beside.
     """
 
     solve_II: torch.Tensor
     held_out_II: torch.Tensor | None
     num_tokens: int
+    shifts: Shifts | None = None
 
     def cpu(self) -> Hessians:
         """The same on the processor."""
         held_out_II = None if self.held_out_II is None else self.held_out_II.cpu()
-        return Hessians(self.solve_II.cpu(), held_out_II, self.num_tokens)
+        shifts = self.shifts and Shifts(
+            self.shifts.solve_II.cpu(), self.shifts.held_out_II.cpu(), self.shifts.energy_II.cpu()
+        )
+        return Hessians(self.solve_II.cpu(), held_out_II, self.num_tokens, shifts)
 
 
 class HessianSums:
     """Both Hessians under way: the last sixteenth of every batch's tokens goes to the one held out.
 
-    A sixteenth of a batch is whole rows wherever it has a multiple of sixteen.
+    A sixteenth of a batch is whole rows wherever it has a multiple of sixteen. shifted: the original's inputs come too.
     """
 
-    def __init__(self, width: int, device: torch.device) -> None:
+    def __init__(self, width: int, device: torch.device, shifted: bool = False) -> None:
         self.solve, self.held_out = HessianSum(width, device), HessianSum(width, device)
+        self.shifts: tuple[ShiftSum, ShiftSum, HessianSum] | None = None
+        if shifted:
+            self.shifts = ShiftSum(width, device), ShiftSum(width, device), HessianSum(width, device)
+
+    def every(self) -> tuple[HessianSum | ShiftSum, ...]:
+        """All sums, for adding them up over processes."""
+        return (self.solve, self.held_out, *(self.shifts or ()))
 
     @property
     def num_tokens(self) -> int:
         """Real tokens in both together."""
         return self.solve.num_tokens + self.held_out.num_tokens
 
-    def add(self, x: torch.Tensor, mask: torch.Tensor | None) -> None:
-        """One batch; see `HessianSum.add`."""
-        x_TI = x.reshape(-1, x.shape[-1])
+    def add(self, x: torch.Tensor, mask: torch.Tensor | None, original: torch.Tensor | None = None) -> None:
+        """One batch; see `HessianSum.add`. original: of the shape of `x`, with `shifted` alone."""
         mask_T = None if mask is None else mask.reshape(-1)
-        cut = len(x_TI) - len(x_TI) // HELD_OUT_SHARE
-        self.solve.add(x_TI[:cut], None if mask_T is None else mask_T[:cut])
-        self.held_out.add(x_TI[cut:], None if mask_T is None else mask_T[cut:])
+        num_tokens = x[..., 0].numel()
+        cut = num_tokens - num_tokens // HELD_OUT_SHARE
+
+        def real(whole: torch.Tensor, part: slice) -> torch.Tensor:
+            part_TI = whole.reshape(-1, whole.shape[-1])[part]
+            return part_TI if mask_T is None else part_TI[mask_T[part]]
+
+        for index, part in enumerate((slice(cut), slice(cut, None))):
+            x_TI = real(x, part)
+            (self.solve, self.held_out)[index].add(x_TI, None)
+            if self.shifts and original is not None:
+                x_TI = x_TI.to(torch.float32)
+                shift_TI = real(original, part).to(torch.float32) - x_TI
+                self.shifts[index].add(shift_TI, x_TI)
+                if index == 1:
+                    self.shifts[2].add(shift_TI, None)
 
     def means(self) -> Hessians:
         """What was seen. Ends the sums."""
         solve_II, num_solve = self.solve.mean()
         held_out_II, num_held_out = self.held_out.mean()
-        return Hessians(solve_II, held_out_II if num_held_out else None, num_solve + num_held_out)
+        shifts = None
+        if self.shifts and num_held_out:
+            solve, held_out, energy = self.shifts
+            shifts = Shifts(solve.mean(), held_out.mean(), energy.mean()[0])
+        return Hessians(solve_II, held_out_II if num_held_out else None, num_solve + num_held_out, shifts)
 
 
 def hessians(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> Hessians:

@@ -107,7 +107,7 @@ def _totals(
         batch = max(settings.batch_tokens, seq_len)
         bound = settings.activation_memory_mb << 20
         widest = max(one.width for one in linears)
-        streaming = footprint(num_tokens, min(batch, num_tokens), _hidden(checkpoint), widest, bound)
+        streaming = footprint(num_tokens, min(batch, num_tokens), _hidden(checkpoint), widest, bound, settings.aims())
     needed = sum(flops(one, num_tokens if calibrated else 0) for one in linears)
     return QuantizePlan(
         tuple(linears),

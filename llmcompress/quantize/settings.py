@@ -34,6 +34,9 @@ class QuantizeSettings(BaseModel):
     effort: Literal["standard", "max"] = Field(
         "standard", description="max: also tune all scales together by KL to the original; both models in memory"
     )
+    asymmetric_calibration: bool | None = Field(
+        None, description="also aim at the original's output through its own inputs; None: with effort max"
+    )
     tune_steps: int = Field(60, ge=1, description="of effort max, 2048 tokens each")
     refine_sweeps: int = Field(4, ge=0, description="of coordinate descent after the method; 0: none")
     format: list[str] = Field(
@@ -68,6 +71,10 @@ class QuantizeSettings(BaseModel):
         changes = {"group_size": override.group_size, "symmetric": override.symmetric}
         given = {key: value for key, value in changes.items() if value is not None}
         return preset(name, f"override {override.pattern!r}", **(inherited | given))
+
+    def aims(self) -> bool:
+        """Whether the original model runs beside the quantized one (asymmetric calibration)."""
+        return self.effort == "max" if self.asymmetric_calibration is None else self.asymmetric_calibration
 
     def formats(self) -> list[str]:
         """The layouts to write, with the default resolved."""

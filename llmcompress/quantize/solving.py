@@ -39,7 +39,8 @@ class LayerSolver:
     """Quantizes the targets of one layer as they fall due; collects weights and rows.
 
     masks: per batch, bool [B, S] with False on padding, or None where every token is real. device, dtype: of the
-    forward pass. read: a target's weight, as it is stored. world: the processes that share the work.
+    forward pass. asymmetric: whether the original's inputs come too. read: a target's weight, as it is stored. world:
+    the processes that share the work.
     """
 
     layer: nn.Module
@@ -49,6 +50,7 @@ class LayerSolver:
     settings: BaseModel
     on_failure: str
     refine_sweeps: int
+    asymmetric: bool
     scale_dtype: torch.dtype
     device: torch.device
     dtype: torch.dtype
@@ -59,19 +61,20 @@ class LayerSolver:
     rows: list[LinearRow] = field(default_factory=list)
     _sums: HessianSums | None = None
 
-    def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int) -> None:
-        """Add what `names` are about to read in one batch ([..., I]) to their Hessian."""
+    def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int, original: torch.Tensor | None = None) -> None:
+        """Add what `names` are about to read in one batch ([..., I]) to their Hessian; see `Solver.see`."""
         mask = self.masks[batch]
         self._refuse_padding_lost(names[0], inputs, mask)
         with self.ledger.of("hessian"):
             if self._sums is None:
-                self._sums = HessianSums(inputs.shape[-1], inputs.device)
+                self._sums = HessianSums(inputs.shape[-1], inputs.device, original is not None)
             before = self._sums.num_tokens
-            self._sums.add(inputs, mask)
+            self._sums.add(inputs, mask, original)
         tokens = self._sums.num_tokens - before
-        self.ledger.needs("hessian", tokens * inputs.shape[-1] ** 2)
+        self.ledger.needs("hessian", tokens * inputs.shape[-1] ** 2 * (1 if original is None else 3))
+        passes = 1 if original is None else 2
         for name in names:
-            self.ledger.needs("forward", 2.0 * tokens * self.targets[name].out_features * inputs.shape[-1])
+            self.ledger.needs("forward", 2.0 * passes * tokens * self.targets[name].out_features * inputs.shape[-1])
 
     def forget(self) -> None:
         """Drop what was seen since the last solution."""
@@ -82,9 +85,9 @@ class LayerSolver:
         self._release()
         width = self.targets[names[0]].in_features
         with self.ledger.of("hessian"):
-            sums, self._sums = self._sums or HessianSums(width, self.device), None
-            self.world.add_up(sums.solve)
-            self.world.add_up(sums.held_out)
+            sums, self._sums = self._sums or HessianSums(width, self.device, self.asymmetric), None
+            for total in sums.every():
+                self.world.add_up(total)
             seen = sums.means()
         self.ledger.needs("solving", width**3 / 3)
         with self.ledger.of("solving"):
@@ -145,11 +148,15 @@ class LayerSolver:
 
     def _solved(self, weight_OI: torch.Tensor, scheme: WeightScheme, seen: Hessians | None) -> list[QuantizedWeight]:
         """The method's solution for some rows, and its refinement."""
+        hessian_II = seen.solve_II if seen else None
+
+        def solve(goal_OI: torch.Tensor) -> QuantizedWeight:
+            return self.method.solve(goal_OI, hessian_II, scheme, self.scale_dtype, self.settings)
+
         if seen is None:
-            return [self.method.solve(weight_OI, None, scheme, self.scale_dtype, self.settings)]
-        plain = self.method.solve(weight_OI, seen.solve_II, scheme, self.scale_dtype, self.settings)
+            return [solve(weight_OI)]
         dampening_frac = getattr(self.settings, "dampening_frac", DAMPENING_FRAC)
-        return tried(weight_OI, plain, seen, dampening_frac, self.scale_dtype, self.refine_sweeps)
+        return tried(weight_OI, solve, seen, dampening_frac, self.scale_dtype, self.refine_sweeps)
 
     def _rounded(self, weight_OI: torch.Tensor, scheme: WeightScheme) -> list[QuantizedWeight]:
         rtn = METHODS.get("rtn")
@@ -185,6 +192,7 @@ class LayerSolver:
                 reason=reason,
                 relative_error=relative_error(original_OI, dense_OI, hessian_II),
                 error_kind="weight" if hessian_II is None else "output",
+                version=choice.version,
                 held_out_error=choice.held_out_error,
                 plain_held_out_error=choice.plain_held_out_error,
                 num_tokens=seen.num_tokens if seen else None,

@@ -10,6 +10,7 @@ it ends in the same bytes.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +29,7 @@ from llmcompress.models import skeleton
 from llmcompress.models.activations import ActivationFile
 from llmcompress.models.layout import DecoderLayers, decoder_layers, hidden_size, put_weight_OI
 from llmcompress.models.sharing import shared_inputs
-from llmcompress.models.stream import Calls, capture, plain, recomputed, share_arguments, staged
+from llmcompress.models.stream import Calls, Original, capture, plain, recomputed, share_arguments, staged
 from llmcompress.progress import Progress
 from llmcompress.quantize.assemble import assemble, describe_source
 from llmcompress.quantize.effort import tuned_layers
@@ -100,6 +101,8 @@ def quantize(
     raise_all([LLMCompressError(f"format {format.name}: {reason}") for format, reason in refusals if reason])
     if method.needs_hessian and calibration is None:
         calibration = _calibration(source, settings, seed, model)
+    if calibration is None:
+        raise_all(_without_text(settings))
     source.require_finite()
     report.source = report.source or describe_source(source, model)
     report.calibration = calibration.provenance if calibration else None
@@ -118,7 +121,7 @@ def quantize(
             report.tuning = _tuned(job, calibration, seed, progress)
             rows = [row for index in range(len(layers.layers)) for row in workspace.finished_rows(index) or ()]
             report.linears = [*rows, *plan_.skipped]
-            report.work = _work(job)
+            report.work = _work(job, rows)
             assemble(source, out, workspace, formats, layout, plan_, report, progress)
         world.wait()
     except ProcessLostError:
@@ -135,17 +138,23 @@ def quantize(
 
 def _tuned(job: _Job, calibration: CalibrationSet | None, seed: int, progress: Progress) -> Tuning | None:
     """What effort max does after the last layer, unless an earlier run of the same work did it."""
-    if job.settings.effort != "max":
+    if job.settings.effort != "max" or calibration is None:
         return None
-    if calibration is None:
-        raise LLMCompressError(
-            f"effort max: method {job.settings.method} reads no calibration text to tune on", "use method gptq"
-        )
     return job.workspace.tuning or tuned_layers(
         job.source, job.workspace, job.formats,
         [job.workspace.finished_rows(index) or [] for index in range(len(job.layers.layers))],
         calibration, job.dtype, job.settings.tune_steps, seed, progress,
     )  # fmt: skip
+
+
+def _without_text(settings: QuantizeSettings) -> list[LLMCompressError]:
+    """What was asked for that a method without calibration text cannot do."""
+    asked = {"effort max": settings.effort == "max", "asymmetric_calibration": settings.asymmetric_calibration}
+    return [
+        LLMCompressError(f"{name}: method {settings.method} reads no calibration text to judge by", "use method gptq")
+        for name, wanted in asked.items()
+        if wanted
+    ]
 
 
 def _workspace(out: Path, key: str, world: World) -> Workspace:
@@ -184,12 +193,16 @@ def _footprint(
         hidden_size(model),
         max(target.in_features for target in plan_.targets),
         settings.activation_memory_mb << 20,
+        settings.aims(),
     )
 
 
-def _work(job: _Job) -> Work:
+def _work(job: _Job, rows: Sequence[LinearRow]) -> Work:
     taken = job.footprint or Footprint("staged", "memory", None, 0, 0)
-    return job.ledger.work(taken.form, taken.activations, taken.reason, job.world.size)
+    work = job.ledger.work(taken.form, taken.activations, taken.reason, job.world.size)
+    tried = [row for row in rows if row.held_out_error is not None and row.plain_held_out_error is not None]
+    work.num_worse = sum((row.held_out_error or 0) > (row.plain_held_out_error or 0) for row in tried)
+    return work
 
 
 def _method_settings(settings: QuantizeSettings) -> BaseModel:
@@ -239,12 +252,16 @@ def _solve_all(job: _Job, calibration: CalibrationSet | None, progress: Progress
     with torch.no_grad(), progress.step("quantizing decoder layers", total) as bar:
         with job.ledger.of("forward"):
             calls, masks = _captured(job, calibration) if calibration is not None and start < total else ([], [])
+        beside = [Calls(call.hidden_BSH, call.arguments) for call in calls] if job.settings.aims() else []
         for index in range(total):
             done = finished[index] if index < start else None
+            original = _original(job, index, beside) if beside else None
             if done is None:
-                done = _solve_layer(job, index, calls, masks)
+                done = _solve_layer(job, index, calls, masks, original)
             elif calls:
                 _replay(job, index, calls, done)
+                if original:
+                    plain(original.layer, index, original.calls)
             rows += done
             give_back()
             bar.advance(1, f"layer {index}")
@@ -285,13 +302,22 @@ def _captured(job: _Job, calibration: CalibrationSet) -> tuple[list[Calls], list
     return calls, [None if bool(mask.all()) else mask.to(device) for _, mask in batches]
 
 
-def _solve_layer(job: _Job, index: int, calls: list[Calls], masks: Sequence[torch.Tensor | None]) -> list[LinearRow]:
+def _original(job: _Job, index: int, calls: list[Calls]) -> Original:
+    """The layer as the source has it, with the original model's batches."""
+    layer = copy.deepcopy(job.layers.layers[index])
+    skeleton.fill(layer, job.layers.name(index), job.names, job.source.tensor, job.device, job.compute)
+    return Original(layer, calls)
+
+
+def _solve_layer(
+    job: _Job, index: int, calls: list[Calls], masks: Sequence[torch.Tensor | None], original: Original | None
+) -> list[LinearRow]:
     layer = job.layers.layers[index]
     targets = {target.local: target for target in job.plan.of_layer(index)}
     groups = shared_inputs(layer, index, calls[0], list(targets)) if calls else []
     solver = LayerSolver(
         layer, targets, masks, METHODS.get(job.settings.method), _method_settings(job.settings),
-        job.settings.on_failure, job.settings.refine_sweeps,
+        job.settings.on_failure, job.settings.refine_sweeps, original is not None,
         job.dtype, job.device, job.compute, lambda target: job.reader.tensor(target.tensor),
         job.ledger, job.world,
     )  # fmt: skip
@@ -300,8 +326,12 @@ def _solve_layer(job: _Job, index: int, calls: list[Calls], masks: Sequence[torc
     with job.ledger.of("reading"):
         skeleton.fill(layer, prefix, job.names, job.reader.tensor, job.device, job.compute, leave=weights)
     with job.ledger.of("forward"):
-        form = recomputed if job.footprint and job.footprint.form == "recomputed" else staged
-        unreached = form(layer, index, calls, groups, solver, job.world.least) if calls else list(targets)
+        if not calls:
+            unreached = list(targets)
+        elif job.footprint and job.footprint.form == "recomputed":
+            unreached = recomputed(layer, index, calls, groups, solver, job.world.least)
+        else:
+            unreached = staged(layer, index, calls, groups, solver, job.world.least, original)
     for local in unreached:
         solver.without_calibration(local)
     skeleton.empty(layer)

@@ -23,7 +23,7 @@ from llmcompress.errors import LLMCompressError
 from llmcompress.launched import num_processes
 
 if TYPE_CHECKING:
-    from llmcompress.quantize.hessian import HessianSum
+    from llmcompress.quantize.hessian import HessianSum, ShiftSum
 
 T = TypeVar("T")
 PATIENCE = timedelta(hours=2)
@@ -82,7 +82,7 @@ class World:
         """The least of the numbers that all processes give."""
         return min(self.gather(number))
 
-    def add_up(self, total: HessianSum) -> None:
+    def add_up(self, total: HessianSum | ShiftSum) -> None:
         """Make `total` the sum over all processes, the same bits in each: added up by rank at process 0."""
         if self.size == 1:
             return

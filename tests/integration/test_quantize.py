@@ -241,12 +241,28 @@ def test_a_failing_linear_is_named_and_falls_back_only_on_request(
     assert all(row.method == "rtn" and row.reason == "its Hessian is not finite" for row in fallen)
 
 
+@pytest.mark.parametrize("scheme", ["W2A16", "NF4-DQ"])
+def test_asymmetric_calibration_never_ends_above_the_plain_method(
+    scheme: str, make: Callable[..., Path], compress: Compress, tmp_path: Path
+) -> None:
+    source = make("llama", num_hidden_layers=3)
+    asked = {"scheme": scheme, "num_samples": 32, "group_size": None if scheme == "NF4-DQ" else 32}
+    without = compress(source, tmp_path / "without", **asked)
+    report = compress(source, tmp_path / "out", asymmetric_calibration=True, **asked)
+    rows = [row for row in report.linears if row.outcome == "quantized"]
+    assert report.work is not None and report.work.num_worse == 0
+    assert all((row.held_out_error or 0) <= (row.plain_held_out_error or 0) for row in rows)
+    assert {row.version for row in rows} > {"refined"}, "aimed at least once, and in the first layer's q, k, v never"
+    assert rows[0].version == "refined" and rows[0].digest == without.linears[0].digest, "nothing is spoiled before it"
+
+
 def test_effort_max_is_kept_only_where_it_is_closer_and_changes_scales_alone(
     make: Callable[..., Path], compress: Compress, tmp_path: Path
 ) -> None:
     source = make("llama")
     plain = compress(source, tmp_path / "plain", scheme="W2A16", num_samples=32)
-    tuned = compress(source, tmp_path / "tuned", scheme="W2A16", num_samples=32, effort="max", tune_steps=20)
+    asked: dict[str, Any] = {"effort": "max", "asymmetric_calibration": False, "tune_steps": 20}
+    tuned = compress(source, tmp_path / "tuned", scheme="W2A16", num_samples=32, **asked)
     assert plain.tuning is None and tuned.tuning is not None
     done = tuned.tuning
     assert done.kept == (done.held_out_kl_after < done.held_out_kl_before)
@@ -290,9 +306,11 @@ def test_effort_max_killed_while_it_packs_ends_in_the_same_bytes(
     [
         ({"effort": "max", "num_samples": 8}, "effort max: needs 16 rows"),
         ({"effort": "max", "method": "rtn"}, "effort max: method rtn reads no calibration text"),
+        ({"asymmetric_calibration": True, "method": "rtn"}, "asymmetric_calibration: method rtn reads no"),
+        ({"asymmetric_calibration": True, "activation_memory_mb": 0}, "activations of both models take 2 MiB, over"),
     ],
 )
-def test_effort_max_says_what_it_needs(
+def test_what_needs_text_or_memory_says_so(
     settings: dict[str, Any], said: str, make: Callable[..., Path], compress: Compress
 ) -> None:
     with pytest.raises(LLMCompressError, match=said):

@@ -18,7 +18,7 @@ from llmcompress.report import RunReport
 Compress = Callable[..., RunReport]
 
 
-def killed(model: Path, out: Path, text: Path, layer: int) -> None:
+def killed(model: Path, out: Path, text: Path, layer: int, asymmetric: bool = False) -> None:
     """Quantize in a process of its own that kills itself (SIGKILL) when `layer` has just been finished."""
     script = f"""
         import os, signal
@@ -33,19 +33,22 @@ def killed(model: Path, out: Path, text: Path, layer: int) -> None:
                 os.kill(os.getpid(), signal.SIGKILL)
         Workspace.finish_layer = finish_and_die
         settings = dict(calibration={str(text)!r}, num_samples=16, seq_len=64, batch_tokens=256, group_size=32)
+        settings |= dict(asymmetric_calibration=True) if {asymmetric} else dict()
         run(Recipe.of(dict(model={str(model)!r}, output={str(out)!r}, stages=[dict(quantize=settings)])), Silent())
     """
     code = subprocess.run([sys.executable, "-c", textwrap.dedent(script)], env=dict(os.environ), check=False)
     assert code.returncode == -signal.SIGKILL
 
 
-@pytest.mark.parametrize("layer", [0, 2])
+@pytest.mark.parametrize(("layer", "asymmetric"), [(0, False), (2, False), (1, True)])
 def test_killed_and_started_again_gives_the_same_bytes(
-    layer: int, make: Callable[..., Path], compress: Compress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    layer: int, asymmetric: bool, make: Callable[..., Path], compress: Compress, tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     source = make("llama", num_hidden_layers=4)
-    whole = compress(source, tmp_path / "whole")
-    killed(source, tmp_path / "out", tmp_path / "text.txt", layer)
+    asked = {"asymmetric_calibration": True} if asymmetric else {}
+    whole = compress(source, tmp_path / "whole", **asked)
+    killed(source, tmp_path / "out", tmp_path / "text.txt", layer, asymmetric)
     assert not (tmp_path / "out").exists(), "nothing that looks finished"
     solved: list[int] = []
     finish = workspace.Workspace.finish_layer
@@ -55,7 +58,7 @@ def test_killed_and_started_again_gives_the_same_bytes(
         finish(self, index, packed, rows)  # type: ignore[arg-type]
 
     monkeypatch.setattr(workspace.Workspace, "finish_layer", counted)
-    resumed = compress(source, tmp_path / "out")
+    resumed = compress(source, tmp_path / "out", **asked)
     assert solved == list(range(layer + 1, 4)), "only the layers that were missing"
     assert resumed.output is not None and whole.output is not None
     assert resumed.output.digests == whole.output.digests

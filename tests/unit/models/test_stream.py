@@ -16,7 +16,7 @@ from llmcompress.models import skeleton
 from llmcompress.models.activations import ActivationFile, Slot
 from llmcompress.models.layout import decoder_layers, linears, put_weight_OI, weight_OI
 from llmcompress.models.sharing import shared_inputs
-from llmcompress.models.stream import Calls, capture, plain, recomputed, share_arguments, staged
+from llmcompress.models.stream import Calls, Original, capture, plain, recomputed, share_arguments, staged
 from tests import tiny_models
 
 
@@ -39,9 +39,12 @@ class Solves:
 
     def __init__(self, solve: Callable[[Sequence[str], list[torch.Tensor], list[int]], object]) -> None:
         self._solve, self._seen = solve, []  # type: ignore[var-annotated]
+        self.originals: dict[str, list[torch.Tensor]] = {}
 
-    def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int) -> None:
+    def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int, original: torch.Tensor | None = None) -> None:
         self._seen.append((inputs, batch))
+        if original is not None:
+            self.originals.setdefault(names[0], []).append(original)
 
     def solve(self, names: Sequence[str]) -> None:
         self._solve(names, [x for x, _ in self._seen], [number for _, number in self._seen])
@@ -134,6 +137,32 @@ def test_each_linear_runs_once_a_batch_and_sees_what_earlier_ones_became(
             plain(other, index, slow)
     for fast, expected in zip(calls, slow, strict=True):
         torch.testing.assert_close(fast.hidden_BSH, expected.hidden_BSH, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi"])
+def test_the_original_moves_beside_untouched(tmp_path: Path, name: str) -> None:
+    """What is shown of it is what its linears read when it runs alone, whatever happens to the weights beside it."""
+    folder = tiny_models.save(tmp_path, tiny_models.configs()[name])
+    ours, beside, alone = (dense_model(folder) for _ in range(3))
+    layers = [decoder_layers(model).layers for model in (ours, beside, alone)]
+    with torch.no_grad():
+        calls, seen_calls, expected = captured(ours), captured(beside), captured(alone)
+        for index in range(len(layers[0])):
+            inputs: dict[str, list[torch.Tensor]] = {}
+            for local, module in linears(layers[2][index]).items():
+                module.register_forward_pre_hook(
+                    lambda _m, x, local=local, i=inputs: i.setdefault(local, []).append(x[0])
+                )
+            plain(layers[2][index], index, expected)
+            targets = linears(layers[0][index])
+            solver = Solves(lambda names, *_, t=targets: [put_weight_OI(t[n], 0 * weight_OI(t[n])) for n in names])
+            together = groups(folder, index, calls[0])
+            staged(layers[0][index], index, calls, together, solver, original=Original(layers[1][index], seen_calls))
+            assert sorted(solver.originals) == sorted(names[0] for names in together)
+            for local, found in solver.originals.items():
+                assert all(torch.equal(a, b) for a, b in zip(found, inputs[local], strict=True)), local
+    for call, moved, whole in zip(calls, seen_calls, expected, strict=True):
+        assert torch.equal(moved.hidden_BSH, whole.hidden_BSH) and not torch.equal(call.hidden_BSH, whole.hidden_BSH)
 
 
 def test_linears_that_read_one_tensor_are_found_without_numbers(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from llmcompress.quantize.choosing import choose
+from llmcompress.quantize.choosing import Choice, best, tried
 from llmcompress.quantize.grid import NF4
 from llmcompress.quantize.hessian import Hessians, accumulate, dampened, hessians, relative_error
 from llmcompress.quantize.methods import gptq, rtn
@@ -118,30 +118,35 @@ def test_held_out_tokens_are_the_last_sixteenth_and_no_padding() -> None:
     assert hessians([x[0, :9]], [None]).held_out_II is None, "nine tokens spare none"
 
 
+def chosen(weight: torch.Tensor, plain: QuantizedWeight, seen: Hessians, frac: float, num_sweeps: int) -> Choice:
+    return best(weight, tried(weight, lambda _: plain, seen, frac, torch.float32, num_sweeps), seen)
+
+
 def test_a_refinement_that_overfits_is_not_kept() -> None:
     """Solved on five tokens only, refinement fits those and loses elsewhere: the plain solution stays."""
     weight, hessian, x = layer(24, 64, seed=16)
     few = (x[:5].t() @ x[:5] / 5).float()
     plain = gptq.ENTRY.solve(weight.float(), hessian.float(), WeightScheme(3, 32), torch.float32, gptq.GptqSettings())
     seen = Hessians(few, hessian.float(), 5)
-    kept = choose(weight.float(), plain, seen, 1e-4, torch.float32, num_sweeps=4)
-    assert kept.weight is plain and kept.held_out_error == kept.plain_held_out_error
+    kept = chosen(weight.float(), plain, seen, 1e-4, num_sweeps=4)
+    assert kept.weight is plain and kept.version == "plain" and kept.held_out_error == kept.plain_held_out_error
 
 
 def test_a_refinement_that_helps_is_kept_with_both_errors() -> None:
     weight, _, x = layer(24, 64, seed=17, tokens=4000)
     parts = [(part.t() @ part / len(part)).float() for part in (x[:3700], x[3700:])]
     plain = gptq.ENTRY.solve(weight.float(), parts[0], WeightScheme(3, 32), torch.float32, gptq.GptqSettings())
-    kept = choose(weight.float(), plain, Hessians(parts[0], parts[1], 4000), 0.05, torch.float32, num_sweeps=4)
+    kept = chosen(weight.float(), plain, Hessians(parts[0], parts[1], 4000), 0.05, num_sweeps=4)
+    assert kept.version == "refined"
     assert kept.held_out_error is not None and kept.plain_held_out_error is not None
     assert kept.held_out_error < kept.plain_held_out_error
-    assert kept.held_out_error == relative_error(weight.float(), kept.weight.dequantize(), parts[1])
+    assert kept.held_out_error == pytest.approx(relative_error(weight.float(), kept.weight.dequantize(), parts[1]))
 
 
 def test_nothing_is_tried_without_held_out_tokens_or_sweeps() -> None:
     weight, hessian, _ = layer(8, 64, seed=18)
     plain = rounded(weight.float(), WeightScheme(4, 32))
     for seen, sweeps in ((Hessians(hessian.float(), None, 9), 4), (Hessians(hessian.float(), hessian.float(), 9), 0)):
-        kept = choose(weight.float(), plain, seen, 0.05, torch.float32, sweeps)
+        kept = chosen(weight.float(), plain, seen, 0.05, sweeps)
         assert kept.weight is plain and kept.held_out_error is None
     assert torch.equal(dampened(hessian, 0.1).diagonal(), hessian.diagonal() + 0.1 * hessian.diagonal().mean())
