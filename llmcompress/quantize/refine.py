@@ -76,11 +76,11 @@ def _descend_scales(
 ) -> int:  # fmt: skip
     """Move every group's scale once, in place with `value_OI` and `residual_OI`; the number of scales that moved."""
     num_groups, moved = now.scale_OG.shape[1], 0
-    width = value_OI.shape[1] // num_groups
+    width, pull_OI = value_OI.shape[1] // num_groups, torch.empty_like(residual_OI)
     for g in range(num_groups):
         group = slice(g * width, (g + 1) * width)
         unit_OW = _units(now, g, group).to(value_OI.dtype)
-        pull_OI = unit_OW @ hessian_II[group]
+        torch.mm(unit_OW, hessian_II[group], out=pull_OI)
         slope_O = (residual_OI[:, group] * unit_OW).sum(1)
         curve_O = (pull_OI[:, group] * unit_OW).sum(1)
         scale_O = now.scale_OG[:, g].clone()
@@ -90,7 +90,7 @@ def _descend_scales(
         lower_O = step_O * (curve_O * step_O - 2 * slope_O) < 0
         _set_scales(now, g, torch.where(lower_O, now.scale_OG[:, g], scale_O), scale_dtype)
         value_OI[:, group] = unit_OW * now.scale_OG[:, g, None].to(value_OI.dtype)
-        residual_OI -= torch.where(lower_O, step_O, 0)[:, None] * pull_OI
+        residual_OI.addcmul_(torch.where(lower_O, step_O, 0)[:, None], pull_OI, value=-1)
         moved += int(lower_O.sum())
     return moved
 

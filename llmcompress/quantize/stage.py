@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from llmcompress import device as devices
-from llmcompress.allocator import give_back
+from llmcompress.allocator import give_back, map_large_blocks
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import torch_dtype
 from llmcompress.data.calibration import CalibrationSet, CalibrationSpec, load_calibration
@@ -80,6 +80,7 @@ def quantize(
 
     Raises: LLMCompressError for anything a user can mend; the output is then not there, the finished layers are kept.
     """
+    map_large_blocks()
     formats = [FORMATS.get(name) for name in settings.formats()]
     method = METHODS.get(settings.method)
     method_settings = _method_settings(settings)
