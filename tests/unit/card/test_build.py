@@ -113,7 +113,7 @@ def test_every_number_on_the_card_is_in_the_report(tmp_path: Path, seed: int) ->
 def test_scores_are_traced_row_by_row(tmp_path: Path) -> None:
     report = full_report()
     header, *rows = next(rows for rows in tables(draw(report, tmp_path)) if rows[0][0] == "task")
-    assert header[1:] == ["base", "compressed", "difference [95 % interval]", "flips", "McNemar p", "verdict"]
+    assert header[1:] == ["base", "this checkpoint", "difference [95 % interval]", "flips", "McNemar p", "verdict"]
     for cells, task in zip(rows, report.evaluations[0].tasks, strict=True):
         assert task.task in cells[0]
         assert f"{task.num_items} items" in cells[0]

@@ -14,6 +14,8 @@ from llmcompress.card.build import card_text
 from llmcompress.errors import LLMCompressError, ProblemsError
 from llmcompress.evaluate.overlap import overlaps
 from llmcompress.progress import Silent
+from llmcompress.publish.contents import contents
+from llmcompress.publish.gate import card_problems
 from llmcompress.recipe import Recipe
 from llmcompress.report import RunReport
 from llmcompress.run import run
@@ -148,6 +150,14 @@ def test_rows_that_it_was_trained_on_are_refused_and_shown_where_that_was_allowe
     assert found[f"{stage} data train.jsonl"].share == pytest.approx(1.0)
     card = (folder / "README.md").read_text()
     assert f"**The {stage} data train.jsonl holds" in card and "which was allowed" in card
+    assert not card_problems(card)
+    sent = {file.name: file.content() for file in contents(folder, report, folder.name, "me/repository")}
+    assert b"USER/" not in sent["README.md"]
+    if make is finetuned:
+        assert b'PeftModel.from_pretrained(base, "me/repository")' in sent["README.md"]
+        assert "PEFT, on its base (loaded and compared)" in card and "How much smaller" not in card
+    if make in (finetuned, merged):
+        assert "Calibration text" not in card and "## Beside its base" in card
     if make is one_recipe:
         assert found["calibration set training data"].num_found > 0
 
