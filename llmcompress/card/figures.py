@@ -68,13 +68,13 @@ def panels(evaluations: Sequence[Evaluation]) -> list[Panel]:
         suffix = f"\n{evaluation.suite}" if several else ""
         for row in evaluation.tasks:
             sign, side = (-1, "left") if row.higher_is_better else (1, "right")
-            axis = f"{row.metric}, compressed - base (a loss lies to the {side})"
+            axis = f"{row.metric}, this checkpoint - base (a loss lies to the {side})"
             bar = Bar(f"{row.task}{suffix}", row.difference, row.interval, sign * row.budget, row.verdict)
             found.setdefault(axis, Panel(axis, 0.0, [])).bars.append(bar)
     texts = [text for evaluation in evaluations for text in evaluation.texts]
     if texts:
         found["KL"] = Panel("KL from base, nats per token", 0.0, [_kl(text) for text in texts])
-        found["ratio"] = Panel("perplexity, compressed / base", 1.0, [_ratio(text) for text in texts])
+        found["ratio"] = Panel("perplexity, this checkpoint / base", 1.0, [_ratio(text) for text in texts])
     return list(found.values())
 
 
@@ -200,6 +200,8 @@ def _draw_points(axes: Axes, axis: str, points: Sequence[Point], base_mb: float)
 
 def draw_training(part: Finetune, path: Path) -> Path | None:
     """Draw training.png: the loss over the steps, and for AdaLoRA the rank of every linear; None without a curve."""
+    from matplotlib.ticker import MaxNLocator
+
     curve = part.training.curve
     if len(curve) < 2:
         return None
@@ -217,6 +219,8 @@ def draw_training(part: Finetune, path: Path) -> Path | None:
                 list(of_layer), list(of_layer.values()), marker=marker, color=colour, markersize=4.5, label=_plain(kind)
             )
         if ranks:
+            panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+            panels[1].yaxis.set_major_locator(MaxNLocator(integer=True))
             panels[1].axhline(part.rank, color=INK, linewidth=1, linestyle=(0, (3, 2)))
             panels[1].set_xlabel("decoder layer")
             panels[1].set_ylabel("rank at the end")

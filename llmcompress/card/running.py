@@ -59,9 +59,9 @@ def placeholder(name: str) -> str:
 
 
 def _title(report: RunReport, verdict: EngineVerdict) -> str:
-    basis = (
-        "loaded here, and what it computes was compared" if loaded(report, verdict.engine) else "by its loader's rules"
-    )
+    seen = {"loaded and compared": "loaded here, and what it computes was compared"}
+    found = loaded(report, verdict.engine)
+    basis = seen.get(found, "loaded here, and it wrote text") if found else "by its loader's rules"
     minded = "".join(f" Mind: {one.detail}." for one in verdict.findings if one.level == "warns")
     return f"**{engine_name(verdict)}** ({basis}).{minded}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llmcompress.card.markdown import code, link, section, table, text
 from llmcompress.card.numerals import count, fixed, p_value, percent, places, significant, size
-from llmcompress.report import ADAPTER, Evaluation, LinearRow, Output, RunReport, Source, TaskResult, TextResult
+from llmcompress.report import Evaluation, LinearRow, Output, RunReport, Source, TaskResult, TextResult
 from llmcompress.resources import BUNDLED
 
 VERDICTS = {"pass": "pass", "fail": "**fail**", "inconclusive": "*inconclusive*"}
@@ -55,7 +55,7 @@ def how_much_smaller(report: RunReport) -> str:
     title, source, output = "How much smaller", report.source, report.output
     if source is None or output is None:
         return section(title, "The report holds no sizes.")
-    if output.format == ADAPTER:
+    if not shrinks(report):
         return ""
     before = 8 * source.weights_bytes / source.num_parameters
     after = output.bits_per_weight_model
