@@ -36,6 +36,8 @@ VERDICT_STYLE = {
     NO_BUDGET: (INK, "s"),
 }
 LONGEST_LABEL = 40
+WIDE = 5.0
+"""Largest over smallest value from which on a Pareto plot has a log axis."""
 PALETTE = ("#0b6fb8", "#d1661a", "#2a8c5a", "#a13d87", "#8a6d00", "#c23b3b", "#3f9fb0", "#5b56b5", "#6b6b6b", "#7a4a21")
 MARKERS = "osD^vPX*<>"
 
@@ -131,7 +133,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 def draw_errors(linears: Sequence[LinearRow], path: Path) -> Path | None:
     """Draw errors.png; None when no linear inside a decoder layer has an error above zero."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
     kind = "output" if any(row.error_kind == "output" for row in linears) else "weight"
     lines = worst_errors(linears, kind)
@@ -144,16 +146,23 @@ def draw_errors(linears: Sequence[LinearRow], path: Path) -> Path | None:
             colour, marker = PALETTE[index % len(PALETTE)], MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
             values = [errors[layer] for layer in layers]
             axes.plot(layers, values, marker=marker, color=colour, markersize=4.5, label=_plain(name))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _log_scale(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("decoder layer")
         axes.set_ylabel(f"relative error of the {kind}")
         axes.grid(color=FAINT, linewidth=0.6, which="both", alpha=0.7)
         figure.legend(loc="outside right upper", frameon=False)
         return _save(figure, path)
+
+
+def _log_scale(axes: Axes) -> None:
+    """Orders of magnitude, their numbers written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +195,10 @@ def _draw_points(axes: Axes, axis: str, points: Sequence[Point], base_mb: float)
                   label=_plain(point.label))  # fmt: skip
     front = sorted((point.size_mb, point.value) for point in points if point.best)
     axes.plot(*zip(*front, strict=True), color=INK, linewidth=1, zorder=2, label="not beaten")
-    if all(point.interval[0] > 0 for point in points):
-        axes.set_yscale("log")
+    ends = [end for point in points for end in point.interval]
+    if min(ends) > 0:
+        if max(ends) > WIDE * min(ends):
+            _log_scale(axes)
     else:
         axes.axhline(0, color=FAINT, linestyle=(0, (3, 2)), label="the base")
     axes.axvline(base_mb, color=FAINT, linestyle=(0, (1, 2)), label="size of the base")
