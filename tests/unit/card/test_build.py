@@ -194,6 +194,18 @@ def test_failures_are_limits(tmp_path: Path) -> None:
     assert "the tokenizer adds no first token" in limits
 
 
+def test_an_engine_that_was_not_there_is_a_limit(tmp_path: Path) -> None:
+    report = full_report("gptq")
+    why = "optimum and GPTQModel are not installed"
+    report.checks.append(Check(name="engine", passed=True, ran=False, detail=f"not loaded by its own engine: {why}"))
+    for one in report.evaluations:
+        one.engine_note = f"our dequantized weights: {why}"
+    limits = draw(report, tmp_path).split("## Limits")[1]
+    assert f"Its packed weights were not loaded by its own engine: {why}." in limits
+    assert "those of its dequantized weights: an engine's own kernels round otherwise" in limits
+    assert "dequantized weights" not in draw(full_report("bitsandbytes"), tmp_path).split("## Limits")[1]
+
+
 def test_every_exception_is_named_with_its_reason(tmp_path: Path) -> None:
     report = full_report()
     rows = next(rows for rows in tables(draw(report, tmp_path)) if rows[0][0] == "linear")
