@@ -19,7 +19,9 @@ FROM ${PYTHON_IMAGE} AS wheel
 WORKDIR /src
 RUN python3 -m venv /opt/build
 COPY . .
-RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /dist .
+RUN /opt/build/bin/pip wheel --no-cache-dir --no-deps --wheel-dir /dist . \
+    && python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
+        print(*p['dependencies'], *p['optional-dependencies']['serve'], sep='\n')" > requirements.txt
 
 # ---- cpu: a layer each for torch, for the other packages and for llmcompress, by how seldom they change
 FROM ${PYTHON_IMAGE} AS cpu
@@ -31,10 +33,9 @@ RUN python3 -m venv /opt/llmcompress \
     && mkdir /model && chown llmcompress /model
 COPY scripts/constraints_image.txt /opt/llmcompress/constraints.txt
 RUN pip install --constraint /opt/llmcompress/constraints.txt --extra-index-url ${TORCH_INDEX} torch
-COPY pyproject.toml /opt/llmcompress/
-RUN cd /opt/llmcompress && python3 -c "import tomllib; p = tomllib.load(open('pyproject.toml', 'rb'))['project']; \
-        print(*p['dependencies'], *p['optional-dependencies']['serve'], sep='\n')" > requirements.txt \
-    && pip install --constraint constraints.txt --extra-index-url ${TORCH_INDEX} -r requirements.txt
+COPY --from=wheel /src/requirements.txt /opt/llmcompress/
+RUN pip install --constraint /opt/llmcompress/constraints.txt --extra-index-url ${TORCH_INDEX} \
+        --requirement /opt/llmcompress/requirements.txt
 RUN --mount=type=bind,from=wheel,source=/dist,target=/dist pip install --no-deps /dist/*.whl
 ENV HF_HOME=/home/llmcompress/.cache/huggingface PYTHONUNBUFFERED=1
 USER 10001
