@@ -6,7 +6,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import median
 
-from llmcompress.report import Evaluation, RunReport
+from llmcompress.report import ADAPTER, Evaluation, RunReport
 
 
 def failures(report: RunReport) -> list[str]:
@@ -44,7 +44,11 @@ def _size(report: RunReport) -> list[str]:
     if report.output is None or report.source is None:
         return []
     before, made = report.source.weights_bytes, report.output
-    bits = f"{made.bits_per_weight:.3f} bits per quantized weight, {made.bits_per_weight_model:.3f} over all"
+    if made.format == ADAPTER:
+        return [f"  size     {megabytes(made.weights_bytes)} beside the {megabytes(before)} of its base"]
+    bits = f"{made.bits_per_weight_model:.3f} bits per weight over all"
+    if made.quantized_parameters:
+        bits = f"{made.bits_per_weight:.3f} bits per quantized weight, {made.bits_per_weight_model:.3f} over all"
     ratio = made.weights_bytes / before
     return [f"  size     {megabytes(made.weights_bytes)} from {megabytes(before)} ({ratio:.3f} of it); {bits}"]
 

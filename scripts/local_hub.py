@@ -5,8 +5,10 @@
 
     python scripts/local_hub.py FOLDER --port 8765      prints its address; HF_ENDPOINT=that is all a client needs
 
-The tests use it to push and pull without a network and to make it fail on purpose: `faults` holds answers that are
-given once each in place of the true one, or a connection that is cut after so many bytes.
+Files go by LFS: the newer storage, which the client uses wherever hf_xet is installed, is a service of its own and
+not imitated here, so a client needs HF_HUB_DISABLE_XET=1. The tests use it to push and pull without a network and to
+make it fail on purpose: `faults` holds answers that are given once each in place of the true one, or a connection that
+is cut after so many bytes.
 """
 
 from __future__ import annotations

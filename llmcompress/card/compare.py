@@ -17,6 +17,7 @@ from statistics import median
 
 from llmcompress.card.build import model_name
 from llmcompress.card.figures import Point
+from llmcompress.card.public import public
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import Evaluation, RunReport, TaskResult, TextResult
 
@@ -54,7 +55,7 @@ def compare(folders: Sequence[Path]) -> Comparison:
     """
     if len(folders) < 2:
         raise LLMCompressError("compare: one checkpoint has nothing to be compared with", "name two or more")
-    reports = [RunReport.load(folder) for folder in folders]
+    reports = [public(RunReport.load(folder)) for folder in folders]
     for folder, report in zip(folders, reports, strict=True):
         if report.output is None or report.source is None:
             raise LLMCompressError(f"{folder}: its report describes no compressed checkpoint")
@@ -84,7 +85,7 @@ def plots(found: Comparison) -> list[tuple[str, list[Point]]]:
     scored = [(one, one.score) for one in found.versions if one.score]
     diverged = [(one, one.kl) for one in found.versions if one.kl]
     return [
-        ("mean score, compressed - base", [_point(one, value) for one, value in scored]),
+        ("mean score, version - base", [_point(one, value) for one, value in scored]),
         (f"KL from base on {found.text}, nats", [_point(one, value) for one, value in diverged]),
         ("decode, tokens/s", [_point(one, value) for one in found.versions if (value := _decode(one))]),
     ]

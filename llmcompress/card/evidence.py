@@ -29,7 +29,7 @@ def calibration(report: RunReport) -> str:
     """The text that the codes were chosen on."""
     found = report.calibration
     if found is None and not report.linears:
-        return section("Calibration text", "The report names none.")
+        return section("Calibration text", "The report names none.") if _codes(report) else ""
     if found is None:
         return section("Calibration text", "None: the codes were chosen from the weights alone.")
     rows = [
@@ -44,10 +44,15 @@ def calibration(report: RunReport) -> str:
     return section("Calibration text", table(["what", "value"], rows))
 
 
+def _codes(report: RunReport) -> bool:
+    """Whether the checkpoint holds codes, or is not known not to."""
+    return report.output is None or report.output.quantized_parameters > 0
+
+
 def linears(report: RunReport, figure: str | None) -> str:
     """Error by kind of linear, then every linear that was left alone or fell back, with its reason."""
     if not report.linears:
-        return section("Linear by linear", "The report holds no row on any linear.")
+        return section("Linear by linear", "The report holds no row on any linear.") if _codes(report) else ""
     tally = Counter(row.outcome for row in report.linears)
     said = (
         f"Of {count(len(report.linears))} linears, quantized as asked: {count(tally['quantized'])}; fell back to "

@@ -36,6 +36,8 @@ VERDICT_STYLE = {
     NO_BUDGET: (INK, "s"),
 }
 LONGEST_LABEL = 40
+WIDE = 5.0
+"""Largest over smallest value from which on a Pareto plot has a log axis."""
 PALETTE = ("#0b6fb8", "#d1661a", "#2a8c5a", "#a13d87", "#8a6d00", "#c23b3b", "#3f9fb0", "#5b56b5", "#6b6b6b", "#7a4a21")
 MARKERS = "osD^vPX*<>"
 
@@ -68,13 +70,13 @@ def panels(evaluations: Sequence[Evaluation]) -> list[Panel]:
         suffix = f"\n{evaluation.suite}" if several else ""
         for row in evaluation.tasks:
             sign, side = (-1, "left") if row.higher_is_better else (1, "right")
-            axis = f"{row.metric}, compressed - base (a loss lies to the {side})"
+            axis = f"{row.metric}, this checkpoint - base (a loss lies to the {side})"
             bar = Bar(f"{row.task}{suffix}", row.difference, row.interval, sign * row.budget, row.verdict)
             found.setdefault(axis, Panel(axis, 0.0, [])).bars.append(bar)
     texts = [text for evaluation in evaluations for text in evaluation.texts]
     if texts:
         found["KL"] = Panel("KL from base, nats per token", 0.0, [_kl(text) for text in texts])
-        found["ratio"] = Panel("perplexity, compressed / base", 1.0, [_ratio(text) for text in texts])
+        found["ratio"] = Panel("perplexity, this checkpoint / base", 1.0, [_ratio(text) for text in texts])
     return list(found.values())
 
 
@@ -131,7 +133,7 @@ def _draw_panel(axes: Axes, panel: Panel) -> None:
 
 def draw_errors(linears: Sequence[LinearRow], path: Path) -> Path | None:
     """Draw errors.png; None when no linear inside a decoder layer has an error above zero."""
-    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+    from matplotlib.ticker import MaxNLocator
 
     kind = "output" if any(row.error_kind == "output" for row in linears) else "weight"
     lines = worst_errors(linears, kind)
@@ -144,16 +146,23 @@ def draw_errors(linears: Sequence[LinearRow], path: Path) -> Path | None:
             colour, marker = PALETTE[index % len(PALETTE)], MARKERS[(index + index // len(PALETTE)) % len(MARKERS)]
             values = [errors[layer] for layer in layers]
             axes.plot(layers, values, marker=marker, color=colour, markersize=4.5, label=_plain(name))
-        axes.set_yscale("log")
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
+        _log_scale(axes)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.set_xlabel("decoder layer")
         axes.set_ylabel(f"relative error of the {kind}")
         axes.grid(color=FAINT, linewidth=0.6, which="both", alpha=0.7)
         figure.legend(loc="outside right upper", frameon=False)
         return _save(figure, path)
+
+
+def _log_scale(axes: Axes) -> None:
+    """Orders of magnitude, their numbers written out."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
 
 
 @dataclass(frozen=True, slots=True)
@@ -186,8 +195,10 @@ def _draw_points(axes: Axes, axis: str, points: Sequence[Point], base_mb: float)
                   label=_plain(point.label))  # fmt: skip
     front = sorted((point.size_mb, point.value) for point in points if point.best)
     axes.plot(*zip(*front, strict=True), color=INK, linewidth=1, zorder=2, label="not beaten")
-    if all(point.interval[0] > 0 for point in points):
-        axes.set_yscale("log")
+    ends = [end for point in points for end in point.interval]
+    if min(ends) > 0:
+        if max(ends) > WIDE * min(ends):
+            _log_scale(axes)
     else:
         axes.axhline(0, color=FAINT, linestyle=(0, (3, 2)), label="the base")
     axes.axvline(base_mb, color=FAINT, linestyle=(0, (1, 2)), label="size of the base")
@@ -200,6 +211,8 @@ def _draw_points(axes: Axes, axis: str, points: Sequence[Point], base_mb: float)
 
 def draw_training(part: Finetune, path: Path) -> Path | None:
     """Draw training.png: the loss over the steps, and for AdaLoRA the rank of every linear; None without a curve."""
+    from matplotlib.ticker import MaxNLocator
+
     curve = part.training.curve
     if len(curve) < 2:
         return None
@@ -217,6 +230,8 @@ def draw_training(part: Finetune, path: Path) -> Path | None:
                 list(of_layer), list(of_layer.values()), marker=marker, color=colour, markersize=4.5, label=_plain(kind)
             )
         if ranks:
+            panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
+            panels[1].yaxis.set_major_locator(MaxNLocator(integer=True))
             panels[1].axhline(part.rank, color=INK, linewidth=1, linestyle=(0, (3, 2)))
             panels[1].set_xlabel("decoder layer")
             panels[1].set_ylabel("rank at the end")

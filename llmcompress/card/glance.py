@@ -13,8 +13,8 @@ from statistics import median
 from llmcompress.card.kind import KINDS
 from llmcompress.card.markdown import code, table, text
 from llmcompress.card.numerals import count, fixed, percent, places, significant, size
-from llmcompress.card.sections import suite_verdict
-from llmcompress.report import EngineVerdict, Evaluation, Measurement, RunReport
+from llmcompress.card.sections import shrinks, suite_verdict
+from llmcompress.report import ADAPTER, PLAIN, EngineVerdict, Evaluation, Measurement, RunReport
 
 SIGNIFICANT_P = 0.05
 
@@ -24,8 +24,9 @@ def glance(report: RunReport) -> str:
     if report.output is None:
         return ""
     rows = [["**size**", _size(report)], ["**speed**", _speed(report.speed)]]
-    rows += [[f"**lost** ({code(one.suite)})", _lost(one)] for one in report.evaluations] or [
-        ["**lost**", "**not measured**"]
+    lost = "lost" if shrinks(report) else "beside its base"
+    rows += [[f"**{lost}** ({code(one.suite)})", _lost(one)] for one in report.evaluations] or [
+        [f"**{lost}**", "**not measured**"]
     ]
     rows += [["**verified**", _verified(report)], ["**runs in**", _runs_in(report)]]
     rows += [[f"**{name}**", value] for kind in KINDS for name, value in kind.facts(report)]
@@ -36,6 +37,13 @@ def _size(report: RunReport) -> str:
     assert report.output is not None
     if report.source is None:
         return size(report.output.weights_bytes)
+    if report.output.format == ADAPTER:
+        return (
+            f"{_short_size(report.output.weights_bytes)}, loaded beside its base of "
+            f"{_short_size(report.source.weights_bytes)}"
+        )
+    if not shrinks(report):
+        return f"{_short_size(report.output.weights_bytes)}, its base {_short_size(report.source.weights_bytes)}"
     share = percent(report.output.weights_bytes / report.source.weights_bytes)
     bits = significant(report.output.bits_per_weight_model)
     return f"{_short_size(report.output.weights_bytes)}, {share} of the original; {bits} bits per weight over all"
@@ -93,6 +101,9 @@ def _verified(report: RunReport) -> str:
 
 
 def _runs_in(report: RunReport) -> str:
+    if report.output is not None and report.output.format == ADAPTER:
+        reloaded = any(one.name == "reload" and one.ran and one.passed for one in report.checks)
+        return f"PEFT, on its base{' (loaded and compared)' if reloaded else ''}"
     said = list(_engines(report))
     return "; ".join(said) if said else "**in no engine that is known here**" if report.engines else "not looked into"
 
@@ -100,7 +111,7 @@ def _runs_in(report: RunReport) -> str:
 def _engines(report: RunReport) -> Iterator[str]:
     for one in report.engines:
         if one.loads:
-            yield f"{engine_name(one)} ({'loaded and compared' if loaded(report, one.engine) else 'by its loader'})"
+            yield f"{engine_name(one)} ({loaded(report, one.engine) or 'by its loader'})"
 
 
 def engine_name(verdict: EngineVerdict) -> str:
@@ -109,6 +120,15 @@ def engine_name(verdict: EngineVerdict) -> str:
     return f"{names.get(verdict.engine, verdict.engine)} {verdict.version}"
 
 
-def loaded(report: RunReport, engine: str) -> bool:
-    """Whether verify loaded the files in this engine and compared what it computes."""
-    return engine == "transformers" and any(one.name == "engine" and one.ran and one.passed for one in report.checks)
+def loaded(report: RunReport, engine: str) -> str | None:
+    """What verify saw of the files in this engine, in a few words; None where it did not load them there.
+
+    Codes were compared with our own reading of them; plain weights were loaded by transformers itself and wrote text.
+    """
+    passed = {one.name for one in report.checks if one.ran and one.passed}
+    if engine != "transformers":
+        return None
+    if "engine" in passed:
+        return "loaded and compared"
+    plain = report.output is not None and report.output.format == PLAIN
+    return "loaded, and it wrote text" if plain and "generation" in passed else None

@@ -33,6 +33,13 @@ def _quality(report: RunReport) -> Iterator[str]:
         yield from _verdicts(evaluation)
     if report.evaluations:
         yield "Only what the tables show was measured; other tasks, languages and longer contexts may have lost more."
+    dequantized = [one for one in report.evaluations if "our dequantized weights" in one.engine_note]
+    if dequantized:
+        names = ", ".join(code(one.suite) for one in dequantized)
+        yield f"The scores of {names} are those of its dequantized weights: an engine's own kernels round otherwise."
+    for check in report.checks:
+        if check.name == "engine" and not check.ran:
+            yield f"Its packed weights were {text(check.detail)}."
     if report.speed is None:
         yield "Speed was not measured."
     elif any("our dequantized weights" in row.engine_note for row in report.speed.rows):

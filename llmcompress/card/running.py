@@ -12,8 +12,10 @@ import shlex
 from collections.abc import Callable
 
 from llmcompress.card.glance import engine_name, loaded
+from llmcompress.card.kinds.adapter import how_to_use
+from llmcompress.card.kinds.distilled import CLASSES
 from llmcompress.card.markdown import code, fenced, section
-from llmcompress.report import EngineVerdict, RunReport
+from llmcompress.report import ADAPTER, EngineVerdict, RunReport
 
 TITLE = "How to run it"
 
@@ -22,16 +24,33 @@ def how_to_run(report: RunReport, name: str) -> str:
     """The section on loading the checkpoint called `name`."""
     if report.output is None:
         return section(TITLE, "The report describes no compressed checkpoint, so there is nothing to run.")
+    model_id = placeholder(name)
+    first = f"{code(model_id)} is this repository's name on the Hub; the path of a folder with its files does as well."
+    if report.output.format == ADAPTER:
+        return section(TITLE, first, *how_to_use(report, model_id))
+    if report.distillation is not None and report.distillation.kind != "causal":
+        return section(TITLE, first, *_encoder(CLASSES[report.distillation.kind], model_id))
     if not report.engines:
         return section(TITLE, "Which engines load it was not looked into: `llmcompress check` does.")
     passed = [one for one in report.engines if one.loads and one.engine in WAYS]
     if not passed:
         return section(TITLE, "No engine that was looked into loads it.", _others(report))
-    model_id, trust = placeholder(name), bool(report.recipe.get("trust_remote_code"))
-    first = f"{code(model_id)} is this repository's name on the Hub; the path of a folder with its files does as well."
+    trust = bool(report.recipe.get("trust_remote_code"))
     passed.sort(key=lambda one: (not loaded(report, one.engine), list(WAYS).index(one.engine)))
     ways = [part for one in passed for part in (_title(report, one), *WAYS[one.engine](one, model_id, trust))]
     return section(TITLE, first, *ways, _others(report))
+
+
+def _encoder(loader: str, model_id: str) -> list[str]:
+    quoted = json.dumps(model_id, ensure_ascii=False)
+    lines = [
+        f"from transformers import AutoTokenizer, {loader}",
+        "",
+        f"tokenizer = AutoTokenizer.from_pretrained({quoted})",
+        f"model = {loader}.from_pretrained({quoted})",
+        'out = model(**tokenizer("Once upon a time", return_tensors="pt"))',
+    ]
+    return [fenced("bash", "pip install transformers"), fenced("python", "\n".join(lines))]
 
 
 def placeholder(name: str) -> str:
@@ -40,9 +59,9 @@ def placeholder(name: str) -> str:
 
 
 def _title(report: RunReport, verdict: EngineVerdict) -> str:
-    basis = (
-        "loaded here, and what it computes was compared" if loaded(report, verdict.engine) else "by its loader's rules"
-    )
+    seen = {"loaded and compared": "loaded here, and what it computes was compared"}
+    found = loaded(report, verdict.engine)
+    basis = seen.get(found, "loaded here, and it wrote text") if found else "by its loader's rules"
     minded = "".join(f" Mind: {one.detail}." for one in verdict.findings if one.level == "warns")
     return f"**{engine_name(verdict)}** ({basis}).{minded}"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from llmcompress.card.markdown import code, link, section, table, text
 from llmcompress.card.numerals import count, fixed, p_value, percent, places, significant, size
-from llmcompress.report import Evaluation, LinearRow, RunReport, Source, TaskResult, TextResult
+from llmcompress.report import Evaluation, LinearRow, Output, RunReport, Source, TaskResult, TextResult
 from llmcompress.resources import BUNDLED
 
 VERDICTS = {"pass": "pass", "fail": "**fail**", "inconclusive": "*inconclusive*"}
@@ -46,7 +46,7 @@ def source_name(source: Source | None) -> str:
         at = f" at revision {code(source.revision)}" if source.revision else ""
         return link(source.hub_id, f"https://huggingface.co/{source.hub_id}") + at
     if source.name.startswith(BUNDLED):
-        return f"{code(source.name)}, the checkpoint that comes with llmcompress"
+        return f"{code(source.name)} (the checkpoint that comes with llmcompress)"
     return f"The local checkpoint {code(source.name)} ({code(source.architecture)})"
 
 
@@ -55,6 +55,8 @@ def how_much_smaller(report: RunReport) -> str:
     title, source, output = "How much smaller", report.source, report.output
     if source is None or output is None:
         return section(title, "The report holds no sizes.")
+    if not shrinks(report):
+        return ""
     before = 8 * source.weights_bytes / source.num_parameters
     after = output.bits_per_weight_model
     rows = [
@@ -66,20 +68,33 @@ def how_much_smaller(report: RunReport) -> str:
         ],
         ["bits per weight", significant(before), significant(after), percent(after / before)],
     ]
+    if output.total_parameters != source.num_parameters:
+        share = percent(output.total_parameters / source.num_parameters)
+        rows.insert(1, ["parameters", count(source.num_parameters), count(output.total_parameters), share])
+    header = ["size", "original", "this checkpoint", "of the original"]
+    return section(title, table(header, rows, right=(1, 2, 3)), _inside(output, source))
+
+
+def _inside(output: Output, source: Source) -> str:
+    if not output.quantized_parameters:
+        return "Nothing of it is quantized."
     share = percent(output.quantized_parameters / output.total_parameters)
-    inside = (
+    return (
         f"{count(output.quantized_parameters)} of {count(output.total_parameters)} weights ({share}) are quantized and "
         f"take {significant(output.bits_per_weight)} bits each, scales and zero points included; the others are stored "
         f"as they were ({code(source.dtype)} for the most part)."
     )
-    return section(
-        title, table(["size", "original", "this checkpoint", "of the original"], rows, right=(1, 2, 3)), inside
-    )
+
+
+def shrinks(report: RunReport) -> bool:
+    """Whether it was made to be smaller, so that what it is measured for is a loss; adapters are to gain something."""
+    output = report.output
+    return output is None or output.quantized_parameters > 0 or report.distillation is not None
 
 
 def what_it_lost(report: RunReport, figure: str | None) -> str:
     """The comparison with the original, suite by suite; `figure` is the path of the plot, if there is one."""
-    title = "What it lost"
+    title = "What it lost" if shrinks(report) else "Beside its base"
     if not report.evaluations:
         return section(
             title, "Nothing was evaluated: neither tasks nor held-out text were run, so how good it is is unknown."
@@ -102,13 +117,13 @@ def _suite(evaluation: Evaluation, identity: str | None) -> list[str]:
         f"{code(evaluation.device)} in {code(evaluation.dtype)} ({text(evaluation.engine_note)})."
     ]
     if evaluation.tasks:
-        header = ["task", "base", "compressed", "difference [95 % interval]", "flips", "McNemar p", "verdict"]
+        header = ["task", "base", "this checkpoint", "difference [95 % interval]", "flips", "McNemar p", "verdict"]
         parts += [table(header, [_task(row) for row in evaluation.tasks], right=(1, 2, 3, 4, 5)), _TASK_LEGEND]
     if evaluation.texts:
         header = [
             "held-out text",
             "base perplexity",
-            "compressed perplexity",
+            "perplexity of this",
             "ratio [95 % interval]",
             "KL [95 % interval]",
         ]
@@ -134,12 +149,12 @@ def _overlap(evaluation: Evaluation) -> list[str]:
 
 
 _TASK_LEGEND = (
-    "Difference is compressed minus base over the same items, with a paired bootstrap interval. Flips: items that "
+    "Difference is this checkpoint minus base over the same items, with a paired bootstrap interval. Flips: items that "
     "became right / became wrong; McNemar's exact p asks whether those could be a fair coin. The verdict is pass when "
     "the whole interval lies within the budget, fail when all of it lies beyond, else inconclusive: more items would "
     "tell."
 )
-_TEXT_LEGEND = "KL is that of the compressed model's next-token distribution from the base's, in nats per token."
+_TEXT_LEGEND = "KL is that of its next-token distribution from the base's, in nats per token."
 
 
 def _task(row: TaskResult) -> list[str]:

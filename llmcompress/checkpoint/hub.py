@@ -95,6 +95,10 @@ ADVICE = {
 }
 
 
+WITHOUT_XET = "run the same command again; for an endpoint without Xet storage, set HF_HUB_DISABLE_XET=1"
+"""Where hf_xet is installed the client uploads through it, to the Hub's own storage, and knows no other way then."""
+
+
 @contextmanager
 def _said_plainly(repo_id: str, token: str) -> Iterator[None]:
     """Turn what the client raises into one line and a hint, without the token, and keep it out of the log too."""
@@ -109,8 +113,8 @@ def _said_plainly(repo_id: str, token: str) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001 - the client, its transport and its threads raise many kinds
         root = _root(error)
         status = getattr(getattr(root, "response", None), "status_code", None)
-        again = "run the same command again; what was uploaded is kept"
         said = hide.cleaned(_first_lines(root))
+        again = WITHOUT_XET if "xet-" in said else "run the same command again; what was uploaded is kept"
         code = f"{status}: " if status else ""
         raise LLMCompressError(f"{repo_id}: the push failed ({code}{said})", ADVICE.get(status or 0, again)) from None
 

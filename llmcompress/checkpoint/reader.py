@@ -56,6 +56,10 @@ class Checkpoint:
         (unless allowed), each named.
         """
         folder, hub_id, commit = _locate(str(name), revision, allow_pickle)
+        if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+            raise LLMCompressError(
+                f"{name}: is an adapter, not a model of its own", f"llmcompress merge BASE {name} -o OUT"
+            )
         config = _read_json(folder / "config.json", "a checkpoint folder needs one")
         if "auto_map" in config and not trust_remote_code and not _known_model_type(config.get("model_type")):
             raise LLMCompressError(

@@ -76,7 +76,7 @@ def distill(
     }
     head = {"model": teacher[0], "output": str(output), "seed": seed, "revision": revision}
     head |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    stages = [{"distill": given(settings)}, {"verify": {}}, {"card": {}}]
+    stages = [{"distill": given(settings)}, {"verify": {}}, {"check": {}}, {"card": {}}]
     return run_stages(head | {"stages": stages}, overrides, as_json, overwrite=overwrite)
 
 

@@ -47,8 +47,8 @@ def _verdicts(folder: Path, engine: str | None, trust_remote_code: bool) -> list
     from llmcompress.verify.check import check as check_engines
 
     settings = given({"engine": engine})
+    checkpoint = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
     if not ours(folder):
-        checkpoint = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
         return check_engines(checkpoint, CheckSettings(**settings))
     recipe = Recipe.of(head_of(folder) | {"stages": [{"check": settings}, {"card": {}}]})
     found = next(iter(run(recipe, console(), fresh=True).values())).engines

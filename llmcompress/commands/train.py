@@ -160,7 +160,7 @@ def merge(
     head |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     stages: list[dict[str, Any]] = [{"merge": given(settings)}]
     stages += [{"quantize": quantize}] if then else []
-    recipe = head | {"stages": [*stages, {"verify": {}}, {"card": {}}]}
+    recipe = head | {"stages": [*stages, {"verify": {}}, {"check": {}}, {"card": {}}]}
     return run_stages(recipe, overrides, as_json, overwrite=overwrite)
 
 

@@ -15,6 +15,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NUM_SAMPLES = 128
+NAME = "training data"
+"""What the report calls such a calibration set."""
 
 
 def training_calibration(
@@ -40,7 +42,7 @@ def training_calibration(
     tokens, mask = pad(chosen, min(longest, seq_len or longest), padding)
     tokens_NS, mask_NS = torch.tensor(tokens), torch.tensor(mask)
     provenance = Calibration(
-        name="training data",
+        name=NAME,
         source=rows.summary.source,
         num_samples=tokens_NS.shape[0],
         seq_len=tokens_NS.shape[1],

@@ -1,6 +1,7 @@
 """Load a checkpoint to be measured, and say what computes its numbers.
 
     config.json has no quantization_config  ->  transformers, the weights as they are (float32 on a CPU)
+    an adapter's folder                     ->  its base with the adapter on it, by PEFT (adapted.py)
     compressed-tensors                      ->  transformers + compressed-tensors
     bitsandbytes                            ->  transformers + bitsandbytes
     gptq                                    ->  transformers + optimum + GPTQModel
@@ -24,6 +25,7 @@ from safetensors import SafetensorError
 
 from llmcompress.device import best
 from llmcompress.errors import LLMCompressError
+from llmcompress.evaluate import adapted
 from llmcompress.quiet import quiet
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def quant_method(folder: Path) -> str | None:
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    path = folder / "config.json"
+    path = (adapted.base_of(folder).folder if adapted.is_adapter(folder) else folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
@@ -115,6 +117,9 @@ def load(folder: Path, choice: Choice = "auto", trust_remote_code: bool = False)
     Raises: LLMCompressError when the checkpoint or its tokenizer does not load, or `native` cannot be had.
     """
     tokenizer = load_tokenizer(folder, trust_remote_code)
+    if adapted.is_adapter(folder):
+        model, note = adapted.load(folder, trust_remote_code)
+        return _loaded(model, tokenizer, f"peft {version('peft')} + transformers", note)
     method = quant_method(folder)
     if method is None:
         try:

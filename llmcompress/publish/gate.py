@@ -11,6 +11,7 @@ warning: it is shown and stops nothing.
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -23,10 +24,13 @@ from llmcompress.card.public import local_paths
 from llmcompress.errors import LLMCompressError
 from llmcompress.publish.contents import CARD, File
 from llmcompress.report import RunReport
+from llmcompress.resources import BUNDLED
 from llmcompress.verify.stage import names_of
 
 OPTIONAL = ("untouched", "side files", "engine")
 """The checks that need what may be gone or not installed; every other must have been run, not merely not failed."""
+ADAPTER_CONFIG = "adapter_config.json"
+HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 NO_DERIVATIVES = re.compile(r"cc-by(-nc)?-nd-.*")
 PLACEHOLDER = re.compile(r"\[more information needed\]|\bTODO\b|\bTBD\b|\bFIXME\b|lorem ipsum", flags=re.I)
 SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")
@@ -55,6 +59,7 @@ def inspect(folder: Path, report: RunReport, files: list[File], *, public: bool)
     else:
         for problem in card_problems(card.decode("utf-8", "replace")):
             found.refuse(f"{folder / CARD}: {problem}", "mend what it is drawn from, then `llmcompress card`")
+    _bases(folder, files, found)
     for file in files:
         if file.is_text() and SECRET.search(file.content()):
             found.refuse(
@@ -87,6 +92,26 @@ def _verified(folder: Path, report: RunReport, found: Findings) -> None:
     for one in report.evaluations:
         if one.verdict == "fail":
             found.warnings.append(f"it lost more than the budget of suite {one.suite} allows: the card says so")
+
+
+def _bases(folder: Path, files: list[File], found: Findings) -> None:
+    """An adapter's base must be one that others have; a path in another config is no more than untidy."""
+    for file in files:
+        if file.name == ADAPTER_CONFIG:
+            base = json.loads(file.content()).get("base_model_name_or_path")
+            if (
+                not isinstance(base, str)
+                or not HUB_ID.fullmatch(base)
+                or base.startswith(BUNDLED)
+                or Path(base).exists()
+            ):
+                found.refuse(
+                    f"{folder / file.name}: names {base!r} as its base, which is no Hub id",
+                    "train it on a checkpoint of the Hub, or push what `llmcompress merge` makes of it",
+                )
+        elif "/" not in file.name and file.name.endswith("config.json"):
+            paths = local_paths(file.content().decode("utf-8", "replace"))
+            found.warnings += [f"{file.name}: shows a path of a machine ({path})" for path in paths]
 
 
 def _licence(report: RunReport, public: bool, found: Findings) -> None:

@@ -29,6 +29,8 @@ PACKED = {
     "weight.quant_state.bitsandbytes__nf4": "bitsandbytes",
 }
 """What a packed linear's tensor ends in -> its layout."""
+_ENCODER = re.compile(r"Model$|For(MaskedLM|SequenceClassification|TokenClassification|QuestionAnswering)$")
+"""Architectures that write no text, by transformers' naming."""
 _WORD_BITS = 32
 _COMPARED = ("bits", "group_size", "sym", "desc_act")
 
@@ -59,6 +61,7 @@ def facts(checkpoint: Checkpoint) -> Facts:
     return Facts(
         _declared_facts(declared, schemes, checkpoint.folder)
         | {
+            "decoder": not any(_ENCODER.search(str(one)) for one in checkpoint.config.get("architectures") or []),
             "packed": sorted(packed),
             "doubled": sorted(name for name, suffix in packed.items() if name in plain and suffix[:7] != "weight."),
             "in_features": {linear: shape[1] for linear, shape in shapes.items()},

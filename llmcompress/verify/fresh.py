@@ -39,6 +39,10 @@ def _plain(folder: Path, report: RunReport, settings: dict[str, Any]) -> Iterato
     yield _run("files", lambda: files.digests(folder, report))
     if "tensors" in names_of(report):
         yield _run("tensors", lambda: files.tensors(folder, report, None))
+    if "side files" in names_of(report):
+        source = original(report)
+        known, missing = (source, "") if isinstance(source, Checkpoint) else (None, source)
+        yield _against("side files", known, missing, lambda it: files.side_files(folder, it))
     if "generation" in names_of(report) and settings["forward"]:
         trust = bool(report.recipe.get("trust_remote_code"))
         yield _run("generation", lambda: behaviour.writes(folder, report.seed, trust))

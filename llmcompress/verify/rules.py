@@ -96,6 +96,7 @@ class Table(_Declared):
 
     engine: str
     versions: tuple[str, ...]
+    encoders: bool = Field(default=False, description="whether it speaks of encoders too, not of decoders alone")
     layouts: dict[str, LayoutEntry]
     rules: tuple[Rule, ...]
 
@@ -125,13 +126,19 @@ def judge(facts: Facts, engine: str) -> EngineVerdict:
     table = tables()[engine]
     layout = table.layouts.get(facts.quant_method)
     findings = list(_findings((*_all_tables()[EVERY].rules, *table.rules), facts.values))
+    decoder = facts.values["decoder"] or table.encoders
+    if not decoder:
+        why = "it is no decoder, and which encoders this engine has was not looked into"
+        findings.insert(
+            0, Finding(rule="encoder", level="unknown", detail=why, source=f"{engine} {table.versions[-1]}")
+        )
     if layout is None or layout.reads is None:
         why = layout.why if layout and layout.why else f"its table has no entry for the layout {facts.quant_method}"
         findings.insert(0, Finding(rule="layout", level="unknown", detail=why, source=f"{engine} {table.versions[-1]}"))
     elif not layout.reads:
         findings.insert(0, Finding(rule="layout", level="refuses", detail=str(layout.why), source=str(layout.source)))
     refused = any(one.level == "refuses" for one in findings)
-    judged = layout is not None and layout.reads is not None
+    judged = decoder and layout is not None and layout.reads is not None
     return EngineVerdict(
         engine=engine,
         version=table.versions[-1],

@@ -26,12 +26,13 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.progress import Progress
-from llmcompress.report import Check, RunReport
+from llmcompress.report import ADAPTER, Check, RunReport
 
 STATIC = ("files", "tensors", "untouched", "round trip", "side files")
 COMPUTED = ("logits", "generation", "engine")
 PLAIN = ("files", "tensors", "generation")
-"""What is checked of a checkpoint without codes (merged, distilled); what its making checked is kept beside it."""
+MERGED = ("files", "tensors", "side files", "generation")
+"""What is checked of a student and of a merged checkpoint; what their making checked is kept beside it."""
 FILES_ALONE = ("files",)
 """The same for an adapter's folder, which holds no model, and for an encoder, which generates nothing."""
 ANSWER = "llmcompress-verify "
@@ -88,7 +89,9 @@ def names_of(report: RunReport) -> tuple[str, ...]:
         return STATIC + COMPUTED
     assert report.output is not None
     causal = report.distillation is None or report.distillation.kind == "causal"
-    return PLAIN if report.output.format != "peft" and causal else FILES_ALONE
+    if report.output.format == ADAPTER or not causal:
+        return FILES_ALONE
+    return MERGED if report.merge is not None and report.distillation is None else PLAIN
 
 
 def _fresh(folder: Path, settings: VerifySettings) -> subprocess.Popen[str]:

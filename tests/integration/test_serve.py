@@ -109,6 +109,34 @@ def test_chat_streams(client: Any) -> None:
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices).strip() == whole.strip()
 
 
+def test_chat_stops_where_it_is_told_and_takes_a_system_message(client: Any) -> None:
+    asked: dict[str, Any] = {"model": "tiny-nf4", "max_tokens": 24, "temperature": 0}
+    whole = client.chat.completions.create(**asked, messages=MESSAGES).choices[0].message.content
+    word = whole.split()[2]
+    stopped = client.chat.completions.create(**asked, messages=MESSAGES, stop=[word]).choices[0]
+    assert stopped.finish_reason == "stop" and len(stopped.message.content) < len(whole)
+    assert whole.startswith(stopped.message.content.split(word)[0].strip())
+    system = [{"role": "system", "content": "Answer in one word."}, *MESSAGES]
+    answer = client.chat.completions.create(**asked, messages=system)
+    assert answer.usage.prompt_tokens > 0 and answer.choices[0].message.role == "assistant"
+
+
+def test_chats_streamed_at_once_are_not_mixed_up(client: Any) -> None:
+    names = ["Maro", "Dana", "Hala", "Jarrow"]
+
+    def ask(name: str) -> str:
+        asked = [{"role": "user", "content": f"Where does {name} live?"}]
+        chunks = client.chat.completions.create(
+            model="tiny-nf4", messages=asked, max_tokens=12, temperature=0, stream=True
+        )
+        return "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices)
+
+    alone = [ask(name) for name in names]
+    with ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(ask, names)) == alone
+    assert len(set(alone)) > 1
+
+
 def test_requests_at_once_get_what_each_asked(client: Any) -> None:
     prompts = [f"{n} plus 2 makes" for n in range(1, 9)]
 

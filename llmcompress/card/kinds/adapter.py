@@ -52,10 +52,8 @@ class Adapter:
         return [("trained", f"held-out loss {fixed(part.heldout_loss_base, 4)} to {fixed(part.heldout_loss, 4)}")]
 
     def sections(self, report: RunReport) -> Sequence[str]:
-        """How it was trained, and how to use it where the output is the adapter itself."""
-        if report.finetune is None:
-            return ()
-        return [*([_use(report)] if self.owns(report) else []), _training(report.finetune)]
+        """How it was trained; how to run it stands where it does on every card (running.py)."""
+        return () if report.finetune is None else (_training(report.finetune),)
 
     def tags(self, report: RunReport) -> Sequence[str]:
         """The kind of adapter."""
@@ -64,31 +62,32 @@ class Adapter:
         return [*(["peft"] if self.owns(report) else []), "lora", report.finetune.adapter]
 
 
-def _use(report: RunReport) -> str:
+def how_to_use(report: RunReport, model_id: str) -> list[str]:
+    """Code that puts the adapter on its base, held as it was in training; `model_id` is the adapter's repository."""
     part = report.finetune
-    assert part is not None
+    held = part.base_weights if part else "full"
     base = report.source.hub_id if report.source and report.source.hub_id else "PATH/TO/THE/BASE"
-    nf4 = part.base_weights == "nf4"
-    config = [
-        "from transformers import BitsAndBytesConfig",
-        "",
-        "four_bit = BitsAndBytesConfig(",
-        f'    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant={part.double_quant},',
-        f"    llm_int8_skip_modules={json.dumps(['lm_head', *part.kept_full])},",
-        ")",
-    ]
-    how = ", quantization_config=four_bit" if nf4 else ""
+    nf4 = part is not None and held == "nf4"
     lines = [
-        *(config if nf4 else []),
         "from peft import PeftModel",
-        "from transformers import AutoModelForCausalLM",
-        "",
-        f'base = AutoModelForCausalLM.from_pretrained({json.dumps(base)}, device_map="auto"{how})',
-        'model = PeftModel.from_pretrained(base, "USER/THIS")',
+        f"from transformers import AutoModelForCausalLM{', BitsAndBytesConfig' * nf4}",
     ]
-    packages = f"pip install peft transformers accelerate{' bitsandbytes' if nf4 else ''}"
-    mind = "On other weights of the base than these it was not trained." if part.base_weights != "full" else ""
-    return section("How to use the adapter", fenced("bash", packages), fenced("python", "\n".join(lines)), mind)
+    lines.append("")
+    if part is not None and nf4:
+        lines += [
+            "four_bit = BitsAndBytesConfig(",
+            f'    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant={part.double_quant},',
+            f"    llm_int8_skip_modules={json.dumps(['lm_head', *part.kept_full])},",
+            ")",
+        ]
+    how = ", quantization_config=four_bit" * nf4
+    lines += [
+        f'base = AutoModelForCausalLM.from_pretrained({json.dumps(base)}, device_map="auto"{how})',
+        f"model = PeftModel.from_pretrained(base, {json.dumps(model_id)})",
+    ]
+    packages = f"pip install peft transformers accelerate{' bitsandbytes' * (held != 'full')}"
+    mind = f"It was trained with the base {BASES[held]}; on other weights of the base it was not tried."
+    return [fenced("bash", packages), fenced("python", "\n".join(lines)), mind]
 
 
 def _training(part: Finetune) -> str:

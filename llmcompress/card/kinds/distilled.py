@@ -86,8 +86,7 @@ def distillation(found: Distillation) -> str:
     )
     side = table(["figure", "teacher", "student untrained", "student"], _side_by_side(found), right=(1, 2, 3))
     said = [f"- {line}" for line in (*_how(found), *found.notes)]
-    load = f"It loads with transformers: `{CLASSES[found.kind]}.from_pretrained(…)`."
-    return section("Teacher and student", side, legend, "\n".join(said), "" if found.grid else load)
+    return section("Teacher and student", side, legend, "\n".join(said))
 
 
 def _side_by_side(found: Distillation) -> list[list[str]]:

@@ -33,7 +33,7 @@ class Merged:
         assert report.merge is not None
         number = len(report.merge.adapters)
         what = "an adapter" if number == 1 else f"{number} adapters"
-        return f"{source_name(report.source)} with {what} merged onto {ONTO[report.merge.onto]}."
+        return f"{source_name(report.source)}, with {what} merged onto {ONTO[report.merge.onto]}."
 
     def facts(self, report: RunReport) -> Sequence[tuple[str, str]]:
         """How much of the update quantization kept, or how close merging is."""
@@ -78,14 +78,14 @@ def _merge(part: Merge) -> str:
 def _ways(part: Merge) -> str:
     found = {"dequantized": part.kl_dequantized, "original": part.kl_original}
     rows = [
-        [ONTO[way], significant(value, 3), "closer" if part.closer == way else ""]
+        [ONTO[way] + (" (closer)" if part.closer == way else ""), significant(value, 3)]
         for way, value in found.items()
         if value is not None
     ]
     if not rows:
         return f"How close it is to base plus adapter was not measured: {part.not_measured or 'not asked for'}."
     held = f"KL from base plus adapter over {count(part.heldout_tokens)} held-out tokens, in nats per token:"
-    return f"{held}\n\n{table(['merged onto', 'KL', ''], rows, right=(1,))}"
+    return f"{held}\n\n{table(['merged onto', 'KL'], rows, right=(1,))}"
 
 
 def _survival(part: Survival) -> str:

@@ -113,7 +113,7 @@ def test_every_number_on_the_card_is_in_the_report(tmp_path: Path, seed: int) ->
 def test_scores_are_traced_row_by_row(tmp_path: Path) -> None:
     report = full_report()
     header, *rows = next(rows for rows in tables(draw(report, tmp_path)) if rows[0][0] == "task")
-    assert header[1:] == ["base", "compressed", "difference [95 % interval]", "flips", "McNemar p", "verdict"]
+    assert header[1:] == ["base", "this checkpoint", "difference [95 % interval]", "flips", "McNemar p", "verdict"]
     for cells, task in zip(rows, report.evaluations[0].tasks, strict=True):
         assert task.task in cells[0]
         assert f"{task.num_items} items" in cells[0]
@@ -192,6 +192,23 @@ def test_failures_are_limits(tmp_path: Path) -> None:
     assert "Stage `evaluate` failed" in limits
     assert "lost more than the budget" in limits
     assert "the tokenizer adds no first token" in limits
+
+
+def test_an_engine_that_was_not_there_is_a_limit(tmp_path: Path) -> None:
+    report = full_report("gptq")
+    why = "optimum and GPTQModel are not installed"
+    report.checks.append(Check(name="engine", passed=True, ran=False, detail=f"not loaded by its own engine: {why}"))
+    for one in report.evaluations:
+        one.engine_note = f"our dequantized weights: {why}"
+    limits = draw(report, tmp_path).split("## Limits")[1]
+    assert f"Its packed weights were not loaded by its own engine: {why}." in limits
+    assert "those of its dequantized weights: an engine's own kernels round otherwise" in limits
+    report.checks.pop()
+    for one in report.evaluations:
+        one.engine_note = "the engine's own kernels on the packed weights"
+    assert "those of its dequantized" not in draw(report, tmp_path) and "packed weights were" not in draw(
+        report, tmp_path
+    )
 
 
 def test_every_exception_is_named_with_its_reason(tmp_path: Path) -> None:

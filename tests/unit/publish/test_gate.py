@@ -77,6 +77,13 @@ def no_card(out: Path) -> None:
     (out / "README.md").unlink()
 
 
+def adapter_of(base: str | None) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        (out / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": base}))
+
+    return change
+
+
 def a_secret(out: Path) -> None:
     (out / "train.log").write_text("HF_TOKEN=hf_" + "a1B2" * 8)
 
@@ -99,6 +106,9 @@ def a_secret(out: Path) -> None:
         (edited("## Limits", "| a | b |\n| --- | --- |\n| 1 | |\n\n## Limits"), "an empty cell"),
         (edited("## Limits", "It lies in /home/me/models/x here.\n\n## Limits"), "a path of this machine (/home/me/models/x)"),
         (edited("---\n", "--\n"), "no front matter"),
+        (adapter_of("/home/me/models/x"), "names '/home/me/models/x' as its base, which is no Hub id"),
+        (adapter_of("bundled/tiny"), "names 'bundled/tiny' as its base"),
+        (adapter_of(None), "names None as its base"),
         (a_secret, "train.log: holds what looks like an access token"),
     ],
 )  # fmt: skip
@@ -108,6 +118,14 @@ def test_each_reason_alone(spoil: Callable[[Path], None], said: str, out: Path) 
     assert len(found) == 1 and said in found[0], found
     with pytest.raises(LLMCompressError):
         push(plan(out, "me/small", public=False), public=False)
+
+
+def test_an_adapter_of_a_hub_checkpoint_passes_and_a_path_in_another_config_is_a_warning(out: Path) -> None:
+    adapter_of("org/base")(out)
+    (out / "tokenizer_config.json").write_text(json.dumps({"name_or_path": "/home/me/models/x"}))
+    found = plan(out, "me/small", public=False).findings
+    assert not found.refusals
+    assert found.warnings[-1] == "tokenizer_config.json: shows a path of a machine (/home/me/models/x)"
 
 
 def test_all_reasons_at_once(out: Path) -> None:

@@ -206,3 +206,19 @@ def test_as_a_command(out: Path, hub: LocalHub) -> None:
     refused = command(hub, "push", out, "me/other", HF_TOKEN="hf_" + "wrong" * 6)
     assert refused.returncode == 2 and "401" in refused.stderr and "Traceback" not in refused.stderr
     assert "hf_wrong" not in refused.stderr + refused.stdout and TOKEN not in done.stderr + done.stdout
+
+
+def test_an_endpoint_without_xet_storage_is_said_with_the_way_around_it(
+    out: Path, hub: LocalHub, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    pytest.importorskip("hf_xet")
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", False)
+    with pytest.raises(LLMCompressError, match="404 Not Found") as error:
+        pushed(out)
+    assert "HF_HUB_DISABLE_XET=1" in str(error.value.hint) and TOKEN not in "".join(error.value.lines())
+    assert len(hub.repos["me/small"].branches["main"]) == 1
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+    pushed(out)
+    assert "model.safetensors" in files_of(hub)

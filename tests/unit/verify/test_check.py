@@ -199,17 +199,77 @@ def test_shapes_and_grids(
     assert (said(found), said(found, "warns")) == (refused, warned)
 
 
+def test_an_encoder_is_judged_by_transformers_alone(verdicts: Callable[..., dict[str, EngineVerdict]]) -> None:
+    def change(tensors: Tensors, config: dict[str, Any]) -> None:
+        config["architectures"] = ["BertForMaskedLM"]
+
+    plain = lambda name, out, inp: {f"{name}.weight": torch.zeros(out, inp)}  # noqa: E731
+    found = verdicts(None, plain, 128, 256, change=change)
+    assert {name: one.loads for name, one in found.items()} == dict.fromkeys(tables(), None) | {"transformers": True}
+    assert said(found["vllm"], "unknown") == ["encoder"]
+
+
+def weights(**values: Any) -> dict[str, Any]:
+    return CT | {"config_groups": {"group_0": {"targets": ["Linear"], "weights": CT_WEIGHTS | values}}}
+
+
+def tied_with_a_head(tensors: Tensors, config: dict[str, Any]) -> None:
+    config["tie_word_embeddings"] = True
+
+
+def a_plain_expert(tensors: Tensors, config: dict[str, Any]) -> None:
+    tensors |= gptq_linear("model.layers.0.block_sparse_moe.experts.0.w2", 128, 256, 4, 128)
+    tensors["model.layers.0.block_sparse_moe.experts.1.w2.weight"] = torch.zeros(128, 256)
+
+
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+RIGHT: list[tuple[dict[str, Any] | None, Any, tuple[int, ...]]] = [
+    (GPTQ, gptq_linear, (128, 256, 4, 128)),
+    (GPTQ | {"bits": 8, "group_size": 32}, gptq_linear, (128, 256, 8, 32)),
+    (CT, ct_linear, (128, 256, 4, 128)),
+    (NF4, bnb_linear, (64, 128)),
+    (None, lambda name, out, inp: {f"{name}.weight": torch.zeros(out, inp)}, (128, 256)),
+]
+MADE_WRONG: list[tuple[dict[str, Any], Any, tuple[int, ...], Change | None]] = [
+    *((GPTQ, gptq_linear, (128, 256, 4, 128), row[1]) for row in WRONG),
+    (GPTQ, gptq_linear, (128, 256, 4, 128), tied_with_a_head),
+    (GPTQ, gptq_linear, (128, 256, 4, 128), a_plain_expert),
+    (GPTQ | {"bits": 1}, gptq_linear, (128, 256, 1, 128), None),
+    (GPTQ | {"group_size": 16}, gptq_linear, (128, 256, 4, 16), None),
+    (GPTQ | {"group_size": 8}, gptq_linear, (40, 40, 4, 8), None),
+    (GPTQ, gptq_linear, (128, 192, 4, 128), None),
+    (CT | {"format": "naive-quantized"}, ct_linear, (128, 256, 4, 128), None),
+    (weights(num_bits=1), ct_linear, (128, 256, 1, 128), None),
+    (weights(num_bits=2), ct_linear, (128, 256, 2, 128), None),
+    (weights(actorder="group"), ct_linear, (128, 256, 4, 128), None),
+    (NF4, bnb_linear, (64, 96), None),
+]
+
+
+def test_every_rule_fires_on_a_wrong_example_and_none_on_a_right_one(
+    verdicts: Callable[..., dict[str, EngineVerdict]], tmp_path: Path
+) -> None:
+    known = {(name, rule.rule) for name, table in tables().items() for rule in table.rules}
+    for declared_config, linear, shape in RIGHT:
+        found = verdicts(declared_config, linear, *shape)
+        assert {one.rule for verdict in found.values() for one in verdict.findings} <= {"layout"}
+    fired = set()
+    for declared_config, linear, shape, change in MADE_WRONG:
+        found = verdicts(declared_config, linear, *shape, change=change)
+        fired |= {(name, one.rule) for name, verdict in found.items() for one in verdict.findings}
+    (tmp_path / "quantize_config.json").write_text(json.dumps(GPTQ | {"bits": 8}))
+    found = verdicts(GPTQ, gptq_linear, 128, 256, 4, 128)
+    fired |= {(name, one.rule) for name, verdict in found.items() for one in verdict.findings}
+    assert not known - fired, "rules without a wrong example"
+
+
 def test_two_config_files_that_differ(verdicts: Callable[..., dict[str, EngineVerdict]], tmp_path: Path) -> None:
     (tmp_path / "quantize_config.json").write_text(json.dumps(GPTQ | {"bits": 8}))
     assert said(verdicts(GPTQ, gptq_linear, 128, 256, 4, 128)["gptqmodel"]) == ["configs-agree"]
 
 
 def test_an_unrouted_expert_left_plain(verdicts: Callable[..., dict[str, EngineVerdict]]) -> None:
-    def change(tensors: Tensors, config: dict[str, Any]) -> None:
-        tensors |= gptq_linear("model.layers.0.block_sparse_moe.experts.0.w2", 128, 256, 4, 128)
-        tensors["model.layers.0.block_sparse_moe.experts.1.w2.weight"] = torch.zeros(128, 256)
-
-    assert said(verdicts(GPTQ, gptq_linear, 128, 256, 4, 128, change=change)["vllm"]) == ["experts-alike"]
+    assert said(verdicts(GPTQ, gptq_linear, 128, 256, 4, 128, change=a_plain_expert)["vllm"]) == ["experts-alike"]
 
 
 def test_an_unknown_engine_names_the_known_ones(
