@@ -34,6 +34,10 @@ def distill(
     combine: Annotated[str | None, typer.Option(help="Average probabilities or logits.")] = None,
     cache: Annotated[str | None, typer.Option(help="Folder of cached predictions of the teachers.")] = None,
     one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Never two models in memory.")] = False,
+    lmbda: Annotated[
+        float | None, typer.Option(help="Share of the batches that the student writes itself (on-policy, GKD).")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="That it writes at most.")] = None,
     rank: Annotated[int | None, typer.Option(help="Of the adapters on a quantized student.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Times through the data.")] = None,
@@ -71,6 +75,7 @@ def distill(
         "losses": loss,
         "temperature": temperature,
         "layer_map": layer_map,
+        "on_policy": given({"lmbda": lmbda, "max_new_tokens": max_new_tokens}) or None,
         "cache": cache,
         "one_at_a_time": one_at_a_time or None,
     }

@@ -140,7 +140,7 @@ def test_weights_of_zero_and_one_are_the_single_teacher(make: Make, distill: Any
     assert all(torch.equal(one, o[name]) for name, one in s.items())
 
 
-@pytest.mark.parametrize("one_at_a_time", [False, True])
+@pytest.mark.parametrize("one_at_a_time", [True, pytest.param(False, marks=pytest.mark.slow)])
 def test_a_cache_stands_in_for_the_teachers(
     make: Make, distill: Any, tmp_path: Path, monkeypatch: Any, one_at_a_time: bool
 ) -> None:
@@ -172,7 +172,7 @@ def test_a_cache_stands_in_for_the_teachers(
     assert 0 < folded.before < whole.before
 
 
-@pytest.mark.parametrize("scheme", ["W3A16", "NF4"])
+@pytest.mark.parametrize("scheme", ["W3A16", pytest.param("NF4", marks=pytest.mark.slow)])
 def test_a_quantized_student_is_trained_on_its_grid(
     make: Make, compress: Any, distill: Any, tmp_path: Path, scheme: str
 ) -> None:
@@ -253,14 +253,40 @@ def test_encoders(distill: Any, tmp_path: Path, auto: str, losses: dict[str, flo
 
     teacher = encoder(tmp_path / "teacher", auto, **({"num_labels": 3} if "Classification" in auto else {}))
     phases = {"phase_frac": 0.5} if "attention_mse" in losses else {}
+    verify: list[Any] = [{"verify": {}}] if auto == "AutoModelForMaskedLM" else []
     found = distill(
-        teacher, stages=[{"verify": {}}, {"card": {}}], keep=0.5, losses=losses, training={"max_steps": 12}, **phases
+        teacher, stages=[*verify, {"card": {}}], keep=0.5, losses=losses, training={"max_steps": 12}, **phases
     )
     assert score(found, metric).after is not None and found.kind in ("masked", "classification", "embedding")
     model = getattr(transformers, auto).from_pretrained(tmp_path / "out")
     assert model.config.num_hidden_layers == 2
     if metric.startswith("cosine"):
         assert score(found, metric).after > score(found, metric).before
+
+
+def test_a_student_writes_its_own_text(make: Make, compress: Any, distill: Any, tmp_path: Path) -> None:
+    """Also one that is on its grid, with two teachers and a vocabulary that differs in padding rows."""
+    pytest.importorskip("trl")
+    teacher, shape = make(), tiny_models.SHAPE | {"vocab_size": 112}
+    wide = tiny_models.save(tmp_path / "wide", tiny_models.configs()["llama"].__class__(**shape), seed=3)
+    tiny_models.save_tokenizer(wide)
+    compress(teacher, tmp_path / "small", scheme="W3A16")
+    asked = {"on_policy": {"lmbda": 1.0, "max_new_tokens": 8}}
+    for name, more in (("grid", {"student": str(tmp_path / "small"), "teachers": [str(wide)]}), ("cut", {"keep": 0.5})):
+        found = distill(teacher, name, [{"card": {}}], **asked, **more)
+        assert found.losses == {"js": 1.0} and found.on_policy is not None
+        assert found.on_policy.own_batches == found.on_policy.batches == 3 < found.on_policy.own_tokens <= 3 * 4 * 8
+        assert "the student wrote the text of 3 of 3 batches itself" in (tmp_path / name / "README.md").read_text()
+    before, after = (json.loads((tmp_path / one / "config.json").read_text()) for one in ("llama-source", "cut"))
+    assert after == before | {"num_hidden_layers": 1, "transformers_version": after["transformers_version"]}
+
+
+def test_who_writes_no_text_cannot_be_trained_on_it(make: Make, distill: Any, tmp_path: Path) -> None:
+    with pytest.raises(LLMCompressError, match="a masked model writes no text"):
+        distill(encoder(tmp_path / "bert", "AutoModelForMaskedLM"), keep=0.5, on_policy={})
+    packed = {"path": str(tmp_path / "train.jsonl"), "packing": True}
+    with pytest.raises(LLMCompressError, match="packed rows have no prompt"):
+        distill(make(), keep=0.5, on_policy={}, data=packed)
 
 
 def test_wrong_ends_are_refused(make: Make, distill: Any, tmp_path: Path) -> None:
@@ -297,6 +323,10 @@ def test_wrong_ends_are_refused(make: Make, distill: Any, tmp_path: Path) -> Non
     ({"cache": "c", "losses": {"hidden_mse": 1}}, "a cache holds predictions only"),
     ({"one_at_a_time": True}, "one_at_a_time needs a cache"),
     ({"phase_frac": 0.5}, "losses of both kinds"),
+    ({"on_policy": {}, "cache": "c"}, "a cache holds predictions on the data's text"),
+    ({"on_policy": {}, "losses": {"hidden_mse": 1}}, "on_policy: matches predictions alone, not hidden_mse"),
+    ({"on_policy": {}, "losses": {"ce": 1}}, "has no labels"),
+    ({"on_policy": {"lmbda": 1.5}}, "lmbda: input should be less than or equal to 1"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     stage = {"data": "x.jsonl", **settings}

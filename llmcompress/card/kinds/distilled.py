@@ -131,6 +131,13 @@ def _how(found: Distillation) -> list[str]:
         kept = f"{count(found.cache.num_kept)} likeliest tokens and the exact mass of all others"
         rest = f"{percent(found.cache.mean_rest)} on average, {percent(found.cache.largest_rest)} at most"
         lines.append(f"Predictions of the teacher were read from a cache: the {kept} ({rest})")
+    if found.on_policy is not None:
+        own = found.on_policy
+        lines.append(
+            f"On-policy (GKD): the student wrote the text of {count(own.own_batches)} of {count(own.batches)} batches "
+            f"itself (lmbda {significant(own.lmbda, 3)}, {count(own.own_tokens)} tokens, at most "
+            f"{count(own.max_new_tokens)} per row)"
+        )
     if found.grid is not None:
         share = percent(found.grid.changed_codes_frac)
         lines.append(
