@@ -104,6 +104,7 @@ class DistillSettings(BaseModel):
     on_policy: OnPolicySettings | None = Field(None, description="train on the student's own text; None: on the data's")
 
     cache: str | None = Field(None, description="folder of cached predictions; filled where they are not there yet")
+    refill_cache: bool = Field(False, description="fill it again where it was filled by another teacher or data")
     cache_tokens: int = Field(64, ge=1, description="likeliest tokens kept of every distribution")
     one_at_a_time: bool = Field(False, description="never two models in memory: teachers fill the cache in turn")
     masked_frac: float = Field(0.15, gt=0, lt=1, description="masked-language models: share of tokens to predict")
@@ -131,6 +132,8 @@ class DistillSettings(BaseModel):
             raise ValueError("every loss has weight 0")
         if self.one_at_a_time and self.cache is None:
             raise ValueError("one_at_a_time needs a cache: the folder where the teachers' predictions are kept")
+        if self.refill_cache and self.cache is None:
+            raise ValueError("refill_cache needs a cache")
         inside = sorted(name for name, weight in self.losses.items() if weight and name in NOT_CACHED)
         if self.cache is not None and inside:
             raise ValueError(f"a cache holds predictions only; {', '.join(inside)} need the teacher itself")

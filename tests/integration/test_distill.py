@@ -164,7 +164,15 @@ def test_a_cache_stands_in_for_the_teachers(
     again = distill(first, "again", seed=0, **settings, **kept, losses={"js": 1})
     assert again.cache is not None and again.cache.reused and again.cache.key == filled.cache.key
     assert loaded == [str(student)], "the teachers were not needed"
-    small = distill(first, "small", **settings, cache=str(tmp_path / "cache"), cache_tokens=4)
+    few = {"cache": str(tmp_path / "cache"), "cache_tokens": 4}
+    with pytest.raises(LLMCompressError, match="likeliest tokens kept 96, now 4"):
+        distill(first, "small", **settings, **few)
+    with pytest.raises(
+        LLMCompressError, match=r"holds the predictions of .*llama-source .* and the teacher is .*student \("
+    ):
+        distill(student, "other", student=str(first), **kept)
+    assert not (tmp_path / "small").exists() and not (tmp_path / "other").exists()
+    small = distill(first, "small", **settings, **few, refill_cache=True)
     assert (
         small.cache is not None and not small.cache.reused and 0 < small.cache.mean_rest < small.cache.largest_rest < 1
     )
