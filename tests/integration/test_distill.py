@@ -240,6 +240,38 @@ def test_padding_rows_are_left_out_and_said(make: Make, distill: Any, tmp_path: 
     assert any("96 and 112 rows of logits" in note for note in found.notes)
 
 
+def test_a_student_is_evaluated_against_its_teacher_and_against_another(
+    make: Make, distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmcompress.checkpoint.reader import Checkpoint
+    from llmcompress.evaluate.stage import EvaluateSettings, evaluate
+
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    teacher, other = make(), tmp_path / "other"
+    tiny_models.save(other, tiny_models.configs()["llama"], seed=4)
+    tiny_models.save_tokenizer(other)
+    foreign = tiny_models.save(tmp_path / "foreign", tiny_models.configs()["llama"], seed=4)
+    tiny_models.save_tokenizer(foreign, vocab_size=90)
+    (tmp_path / "held.txt").write_text(tiny_models.words(400, seed=9))
+    held = {"name": "held", "file": "held.txt", "field": "text", "seq_len": 32, "num_tokens": 320, "budget_kl": 0.1}
+    suite = {"name": "s", "description": "one text", "tasks": [], "texts": [held]}
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+    found = distill(teacher, keep=0.5, training={"max_steps": 12})
+
+    def text_of(baseline: Path) -> Any:
+        settings = EvaluateSettings(suite=str(tmp_path / "suite.yaml"))
+        opened = Checkpoint.open(baseline)
+        return evaluate(tmp_path / "out", opened, settings, seed=0, progress=Silent(), samples_dir=None).texts[0]
+
+    beside, apart = text_of(teacher), text_of(other)
+    assert 0 < beside.kl < apart.kl and beside.shared_entries is None
+    assert beside.kl == pytest.approx(score(found, "KL to the teacher").after, rel=0.3)
+    assert beside.compressed_perplexity == apart.compressed_perplexity
+    assert beside.baseline_perplexity != apart.baseline_perplexity
+    with pytest.raises(LLMCompressError, match="tokenizers turn it into different tokens"):
+        text_of(foreign)
+
+
 def test_a_student_from_a_config_alone(make: Make, distill: Any, tmp_path: Path) -> None:
     config = tiny_models.configs()["llama"]
     config.hidden_size, config.head_dim, config.num_hidden_layers = 32, 8, 1
