@@ -226,7 +226,9 @@ class Distillation(Part):
     grid: GridTraining | None = None
     num_heldout: int = Field(description="held-out predictions (of embeddings: texts) that the scores are means over")
     scores: list[DistillScore]
-    teacher_rows_per_s: float | None = Field(default=None, description="forward passes over held-out rows")
+    teacher_rows_per_s: float | None = Field(
+        default=None, description="forward passes over held-out rows, in turn with the student"
+    )
     student_rows_per_s: float | None = None
     data: TrainingData
     training: Training

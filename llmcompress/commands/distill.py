@@ -36,7 +36,7 @@ def distill(
     refill_cache: Annotated[
         bool, typer.Option("--refill-cache", help="Fill it again where another teacher or other data filled it.")
     ] = False,
-    one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Never two models in memory.")] = False,
+    one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Never two teachers in memory.")] = False,
     lmbda: Annotated[
         float | None, typer.Option(help="Share of the batches that the student writes itself (on-policy, GKD).")
     ] = None,

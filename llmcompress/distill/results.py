@@ -52,7 +52,7 @@ def distillation(
         grid=grid,
         num_heldout=after.num_items,
         scores=scores(teacher, before, after),
-        teacher_rows_per_s=teacher.rows_per_s or None if teacher else None,
+        teacher_rows_per_s=after.beside_rows_per_s,
         student_rows_per_s=after.rows_per_s or None,
         data=rows.summary,
         training=training,

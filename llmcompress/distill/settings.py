@@ -106,7 +106,7 @@ class DistillSettings(BaseModel):
     cache: str | None = Field(None, description="folder of cached predictions; filled where they are not there yet")
     refill_cache: bool = Field(False, description="fill it again where it was filled by another teacher or data")
     cache_tokens: int = Field(64, ge=1, description="likeliest tokens kept of every distribution")
-    one_at_a_time: bool = Field(False, description="never two models in memory: teachers fill the cache in turn")
+    one_at_a_time: bool = Field(False, description="never two teachers in memory: they fill the cache in turn")
     masked_frac: float = Field(0.15, gt=0, lt=1, description="masked-language models: share of tokens to predict")
 
     @field_validator("layer_map")

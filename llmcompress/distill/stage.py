@@ -113,7 +113,7 @@ def _finish(
     made, grid = _write(job, report, scratch / "final")
     made.save(scratch / "final")  # by which our own reader knows the codes
     written = Checkpoint.open(scratch / "final")
-    after = _measured(job, load(written, job.kind, attentions=False)[0], answers)
+    after = _measured(job, load(written, job.kind, attentions=False)[0], answers, job.teachers[0].loaded)
     made.checks = [_loads(written, after)]
     made.distillation = distillation(
         job.teachers, job.student, job.settings, job.objective, job.fit, answers, job.rows, trained,
@@ -250,11 +250,10 @@ def _put_on_grid(job: _Job) -> None:
         job.grids[name] = put_on_grid(linear, quantized, known_OI, job.settings.adapter.rank, generator)
 
 
-def _measured(job: _Job, model: nn.Module, answers: Answers) -> Figures:
-    """A student's figures on the held-out rows."""
-    return measure(
-        model, answers.heldout, _batches(job), job.kind, job.fit.vocabulary.size, job.objective.pooling
-    )  # fmt: skip
+def _measured(job: _Job, model: nn.Module, answers: Answers, beside: nn.Module | None = None) -> Figures:
+    """A student's figures on the held-out rows, and the speed of a model beside it."""
+    of = job.fit.vocabulary.size, job.objective.pooling, beside
+    return measure(model, answers.heldout, _batches(job), job.kind, *of)
 
 
 def _teacher_figures(job: _Job, answers: Answers) -> Figures | None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import weakref
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,13 +156,26 @@ def test_a_cache_stands_in_for_the_teachers(
     settings = {"teachers": [str(second)], "student": str(student), "temperature": 2.0}
     online = distill(first, "online", **settings)
     kept = {"cache": str(tmp_path / "cache"), "cache_tokens": 96, "one_at_a_time": one_at_a_time}
+    loaded: list[str] = []
+    alive: weakref.WeakSet[Any] = weakref.WeakSet()
+    most, load = 0, ends.load
+
+    def watched(checkpoint: Any, *how: Any) -> Any:
+        nonlocal most
+        found = load(checkpoint, *how)
+        loaded.append(checkpoint.name)
+        if checkpoint.name != str(student):
+            alive.add(found[0])
+            most = max(most, len(alive))
+        return found
+
+    monkeypatch.setattr(ends, "load", watched)
     filled = distill(first, "filled", **settings, **kept)
     assert filled.cache is not None and not filled.cache.reused and filled.cache.largest_rest < 1e-6
     curves = [[point.loss for point in one.training.curve] for one in (online, filled)]
     assert curves[0] == pytest.approx(curves[1], rel=1e-4)
-    loaded: list[str] = []
-    load = ends.load
-    monkeypatch.setattr(ends, "load", lambda checkpoint, *a: (loaded.append(checkpoint.name), load(checkpoint, *a))[1])
+    assert most == (1 if one_at_a_time else 2)
+    loaded.clear()
     again = distill(first, "again", seed=0, **settings, **kept, losses={"js": 1})
     assert again.cache is not None and again.cache.reused and again.cache.key == filled.cache.key
     assert loaded == [str(student)], "the teachers were not needed"
@@ -222,10 +237,22 @@ def test_training_on_the_grid_recovers_what_quantizing_lost(tmp_path: Path, sche
     assert kl.after < 0.9 * kl.before
 
 
-def test_a_quantized_teacher(make: Make, compress: Any, distill: Any, tmp_path: Path) -> None:
-    compress(make(), tmp_path / "small", scheme="NF4")
+@pytest.mark.parametrize("settings, foreign, said", [
+    pytest.param(
+        {"scheme": "NF4"}, False, "quantized (bitsandbytes); run with our own dequantized weights",
+        marks=pytest.mark.slow,
+    ),
+    ({"scheme": "NF4"}, True, "quantized (bitsandbytes); run by transformers with that format's own package"),
+    ({"scheme": "W4A16", "format": "gptq"}, False, "quantized (gptq); run with our own dequantized weights"),
+])  # fmt: skip
+def test_a_quantized_teacher(
+    make: Make, compress: Any, distill: Any, tmp_path: Path, settings: dict[str, str], foreign: bool, said: str
+) -> None:
+    compress(make(), tmp_path / "small", **settings)
+    if foreign:
+        shutil.rmtree(tmp_path / "small" / "llmcompress")
     found = distill(tmp_path / "small", keep=0.5)
-    assert any("quantized (bitsandbytes); run with our own dequantized weights" in note for note in found.notes)
+    assert any(said in note for note in found.notes)
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert "quantization_config" not in config and RunReport.load(tmp_path / "out").output.format == "plain"  # type: ignore[union-attr]
 
