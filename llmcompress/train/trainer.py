@@ -191,6 +191,8 @@ def train(
     total = total_steps(len(rows), settings)
     resumed = last_checkpoint(folder)
     start = time.monotonic()
+    if resumed:
+        progress.message(f"training: goes on from the checkpoint of step {resumed.name.rpartition('-')[2]}")
     with progress.step("training", total) as bar:
         watch = _Watch(bar, driver)
         trainer = engine.trainer(

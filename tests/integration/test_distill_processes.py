@@ -1,4 +1,4 @@
-"""Two processes that `accelerate launch` starts distill together: the losses of one process with twice the batch."""
+"""Processes: two that `accelerate launch` starts train as one does with twice the batch, and one that is killed goes on."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -60,3 +61,37 @@ def test_two_processes_train_as_one_does_with_twice_the_batch(
     run(Recipe.of(recipe("one", 8)), Silent())
     wanted = [point.loss for point in found("one").training.curve]
     assert [point.loss for point in both.training.curve] == pytest.approx(wanted, rel=1e-5)
+
+
+@pytest.mark.slow
+def test_a_run_that_was_killed_goes_on_to_the_same_student(make: Callable[..., Path], tmp_path: Path) -> None:
+    source, data = make("llama", num_hidden_layers=4), tmp_path / "rows.jsonl"
+    data.write_text("".join(json.dumps({"text": tiny_models.words(24, seed=n)}) + "\n" for n in range(40)))
+
+    def recipe(out: str) -> dict[str, Any]:
+        training = {"max_steps": 60, "batch_size": 4, "learning_rate": 1e-3, "save_every": 4}
+        losses = {"forward_kl": 1, "hidden_mse": 1}
+        stage = {"data": {"path": str(data), "seq_len": 32}, "keep": 0.5, "losses": losses, "training": training}
+        return {"model": str(source), "output": str(tmp_path / out), "stages": [{"distill": stage}]}
+
+    path = tmp_path / "recipe.json"
+    path.write_text(json.dumps(recipe("killed")))
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    command = [sys.executable, "-m", "llmcompress", "run", str(path)]
+    began = subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 200
+    while not list(tmp_path.glob(".killed.distill-*/training/checkpoint-*/complete")):
+        assert began.poll() is None and time.monotonic() < until
+        time.sleep(0.05)
+    began.kill()
+    began.wait()
+    assert not (tmp_path / "killed").exists()
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
+    assert done.returncode == 0 and "goes on from the checkpoint of step" in done.stderr, done.stderr[-3000:]
+    run(Recipe.of(recipe("whole")), Silent())
+    killed, whole = (RunReport.load(tmp_path / one) for one in ("killed", "whole"))
+    assert killed.distillation is not None and whole.distillation is not None
+    assert killed.distillation.training.resumed_from and whole.distillation.training.resumed_from is None
+    assert killed.distillation.training.curve == whole.distillation.training.curve
+    assert killed.output is not None and whole.output is not None and killed.output.digests == whole.output.digests
+    assert not list(tmp_path.glob(".killed*"))
