@@ -46,16 +46,18 @@ def refuse(settings: DistillSettings, kind: Kind) -> None:
     require_trl()
 
 
-def prompt_of(row: Row, asked: OnPolicySettings) -> list[int]:
-    """The tokens that the student goes on from: those before the first learned one, or the first of a plain text."""
+def prompt_of(row: Row, plain: bool, asked: OnPolicySettings) -> list[int]:
+    """The tokens that the student goes on from: those before the first learned one, or the first of a `plain` text."""
     labels = row.labels if isinstance(row.labels, list) else []
     learned = next((at for at, one in enumerate(labels) if one != -100), 0)
-    return row.ids[: learned or min(asked.prompt_tokens, max(1, len(row.ids) - 1))]
+    if plain or not learned:
+        learned = min(asked.prompt_tokens, max(1, len(row.ids) - 1))
+    return row.ids[:learned]
 
 
 def with_prompts(rows: Rows, picked: Sequence[Row], asked: OnPolicySettings) -> dict[str, torch.Tensor]:
     """A batch as elsewhere, and `prompts` and `prompt_attention_mask` int64 [B, P], filled up on the left."""
-    prompts = [prompt_of(row, asked) for row in picked]
+    prompts = [prompt_of(row, rows.summary.kind == "text", asked) for row in picked]
     longest = max(map(len, prompts))
     ids = [[rows.padding] * (longest - len(one)) + one for one in prompts]
     mask = [[0] * (longest - len(one)) + [1] * len(one) for one in prompts]
@@ -105,7 +107,7 @@ def train_on_policy(
 
 def _fits(student: Any, rows: Rows, asked: OnPolicySettings) -> None:
     most = getattr(student.config, "max_position_embeddings", None)
-    longest = max(len(prompt_of(row, asked)) for row in rows.train)
+    longest = max(len(prompt_of(row, rows.summary.kind == "text", asked)) for row in rows.train)
     if most is not None and longest + asked.max_new_tokens > most:
         raise LLMCompressError(
             f"on_policy.max_new_tokens {asked.max_new_tokens}: with prompts of up to {longest} tokens that is more "

@@ -11,6 +11,8 @@ from llmcompress.card.sections import source_name
 from llmcompress.report import RunReport
 from llmcompress.training_report import Distillation, DistillScore
 
+FIGURE = "llmcompress/figures/training.png"
+"""Loss over the steps; drawn by figures.py for every report with a curve."""
 LOSSES = {
     "forward_kl": "KL(teacher || student)",
     "reverse_kl": "KL(student || teacher)",
@@ -87,7 +89,8 @@ def distillation(found: Distillation) -> str:
     side = table(["figure", "teacher", "student untrained", "student"], _side_by_side(found), right=(1, 2, 3))
     said = [f"- {line}" for line in (*_how(found), *found.notes)]
     load = f"It loads with transformers: `{CLASSES[found.kind]}.from_pretrained(…)`."
-    return section("Teacher and student", side, legend, "\n".join(said), "" if found.grid else load)
+    curve = f"![Training loss over the steps]({FIGURE})" if len(found.training.curve) > 1 else ""
+    return section("Teacher and student", side, legend, "\n".join(said), curve, "" if found.grid else load)
 
 
 def _side_by_side(found: Distillation) -> list[list[str]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import random
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -27,6 +28,7 @@ from llmcompress.train.trainer import Guarded
 from tests import tiny_models
 
 trl = pytest.importorskip("trl")
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore:You are importing from 'trl.experimental'")
 V, WRITTEN = 96, 6
 
 
@@ -60,7 +62,7 @@ def rows() -> Rows:
         learned = [at >= len(prompt) for at in range(len(ids))]
         labels = [one if learn else -100 for one, learn in zip(ids, learned, strict=True)]
         found.append(Row(number, ids, labels, None, Example("here", ids, learned)))
-    return Rows("causal", found, [], 0, None)  # type: ignore[arg-type]
+    return Rows("causal", found, [], 0, SimpleNamespace(kind="prompt"))  # type: ignore[arg-type]
 
 
 def settings(lmbda: float = 0.5, **training: Any) -> DistillSettings:
@@ -168,8 +170,10 @@ def test_prompts() -> None:
     asked = OnPolicySettings(prompt_tokens=3)
     answered = Row(0, [5, 6, 7, 8], [-100, -100, 7, 8])
     plain = Row(0, [5, 6, 7, 8], [5, 6, 7, 8])
-    assert prompt_of(answered, asked) == [5, 6] and prompt_of(plain, asked) == [5, 6, 7]
-    assert prompt_of(Row(0, [5, 6], [5, 6]), asked) == [5]
+    assert prompt_of(answered, False, asked) == [5, 6] and prompt_of(plain, False, asked) == [5, 6, 7]
+    first_never_learned = Row(0, [1, 6, 7, 8], [-100, 6, 7, 8])
+    assert prompt_of(first_never_learned, True, asked) == [1, 6, 7]
+    assert prompt_of(Row(0, [5, 6], [5, 6]), True, asked) == [5]
     batch = with_prompts(rows(), rows().train[:3], asked)
     assert all(row[-1] != 0 for row in batch["prompts"].tolist())
     assert torch.equal(batch["prompts"] != 0, batch["prompt_attention_mask"].bool())
