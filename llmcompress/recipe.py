@@ -208,8 +208,10 @@ def _problem(model: type[BaseModel], detail: ErrorDetails, prefix: KeyPath, sour
     key = ".".join(map(str, (*prefix[2:], *path)))
     if detail["type"] == "missing":
         return _at(where, f"{key}: must be given", f"add it to the recipe or pass {key}=…")
-    rule = detail["msg"][0].lower() + detail["msg"][1:]
-    return _at(where, f"{key}: {rule}, not {detail['input']!r}")
+    rule = detail["msg"].removeprefix("Value error, ")
+    if isinstance(detail["input"], dict) and detail["type"] == "value_error":
+        return _at(where, f"{key}: {rule}")  # of several values together: what they are is in the rule
+    return _at(where, f"{key}: {rule[0].lower() + rule[1:]}, not {detail['input']!r}")
 
 
 def _fields(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:

@@ -217,6 +217,9 @@ class TextResult(Part):
     kl: float = Field(description="mean KL(baseline || compressed) of the next-token distribution, nats per token")
     kl_interval: tuple[float, float]
     top1_agreement: float = Field(description="share of positions where both rank the same token first")
+    shared_entries: int | None = Field(
+        default=None, description="entries of the vocabulary compared, where the models differ in padding rows"
+    )
     budget_kl: float | None = None
     budget_perplexity_ratio: float | None = None
     verdict: Verdict

@@ -196,6 +196,17 @@ class GridTraining(Part):
     changed_codes_frac: float = Field(description="share of its codes that training changed")
 
 
+class OnPolicy(Part):
+    """Training on text that the student wrote itself. Counts are of this process, over the whole run."""
+
+    lmbda: float = Field(description="probability that a batch is the student's own text")
+    max_new_tokens: int
+    sampling_temperature: float
+    batches: int
+    own_batches: int = Field(description="those among them that the student wrote")
+    own_tokens: int = Field(description="that it wrote")
+
+
 class Distillation(Part):
     """What was distilled from what. Written by distill."""
 
@@ -211,10 +222,13 @@ class Distillation(Part):
     projection_parameters: int = Field(default=0, description="learned, used in training alone and thrown away")
     phase_frac: float = 0.0
     cache: CachedPredictions | None = None
+    on_policy: OnPolicy | None = None
     grid: GridTraining | None = None
     num_heldout: int = Field(description="held-out predictions (of embeddings: texts) that the scores are means over")
     scores: list[DistillScore]
-    teacher_rows_per_s: float | None = Field(default=None, description="forward passes over held-out rows")
+    teacher_rows_per_s: float | None = Field(
+        default=None, description="forward passes over held-out rows, in turn with the student"
+    )
     student_rows_per_s: float | None = None
     data: TrainingData
     training: Training

@@ -100,3 +100,30 @@ def words(count: int, seed: int = 0, vocab_size: int = 96) -> str:
     """Text of `count` words that `save_tokenizer`'s tokenizer knows, one document."""
     ids = torch.randint(3, vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
     return " ".join(f"w{i}" for i in ids.tolist())
+
+
+def save_encoder(folder: Path, auto: str, layers: int = 4, seed: int = 0, **changes: Any) -> Path:
+    """A tiny BERT with the tokenizer that masking needs."""
+    import transformers
+    from tokenizers import Tokenizer
+    from tokenizers.models import WordLevel
+    from tokenizers.pre_tokenizers import WhitespaceSplit
+    from tokenizers.processors import TemplateProcessing
+
+    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 96} | changes
+    config = transformers.BertConfig(num_hidden_layers=layers, pad_token_id=0, **shape)
+    torch.manual_seed(seed)
+    model = getattr(transformers, auto).from_config(config)
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    model.save_pretrained(folder)
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    vocab = {word: index for index, word in enumerate([*special, *(f"w{i}" for i in range(5, 96))])}
+    tokenizer = Tokenizer(WordLevel(vocab, unk_token="[UNK]"))
+    tokenizer.pre_tokenizer = WhitespaceSplit()
+    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
+    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
+    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names).save_pretrained(
+        folder
+    )
+    return folder

@@ -41,7 +41,8 @@ def write_card(folder: Path) -> Path:
     raise_all([LLMCompressError(f"{folder}: front matter of its card: {problem}") for problem in problems(front)])
     scores = draw_scores(report.evaluations, folder / SCORES)
     errors = draw_errors(report.linears, folder / ERRORS)
-    training = draw_training(report.finetune, folder / TRAINING) if report.finetune else None
+    trained = report.distillation or report.finetune
+    training = draw_training(trained, folder / TRAINING) if trained else None
     if training is None:
         (folder / TRAINING).unlink(missing_ok=True)
     for path in {folder / SCORES, folder / ERRORS} - {scores, errors}:

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.card.linears import kind_of, layer_of, worst_errors
 from llmcompress.evaluate.compare import verdict
-from llmcompress.report import Evaluation, Finetune, LinearRow, TextResult
+from llmcompress.report import Distillation, Evaluation, Finetune, LinearRow, TextResult
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -209,30 +209,31 @@ def _draw_points(axes: Axes, axis: str, points: Sequence[Point], base_mb: float)
     axes.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), frameon=False)
 
 
-def draw_training(part: Finetune, path: Path) -> Path | None:
+def draw_training(part: Finetune | Distillation, path: Path) -> Path | None:
     """Draw training.png: the loss over the steps, and for AdaLoRA the rank of every linear; None without a curve."""
     from matplotlib.ticker import MaxNLocator
 
     curve = part.training.curve
     if len(curve) < 2:
         return None
-    ranks = ranks_by_kind(part) if part.initial_rank is not None else {}
+    adapter = part if isinstance(part, Finetune) else None
+    ranks = ranks_by_kind(adapter) if adapter is not None and adapter.initial_rank is not None else {}
     with _figure(3.6 + (2.8 if ranks else 0)) as figure:
         panels = figure.subplots(2 if ranks else 1, 1, squeeze=False)[:, 0]
         axes = panels[0]
         axes.plot([one.step for one in curve], [one.loss for one in curve], color=PALETTE[0], linewidth=1.4)
         axes.set_xlabel("optimizer step")
-        axes.set_ylabel("training loss, nats per token")
+        axes.set_ylabel("training loss, nats per token" if adapter is not None else "training loss, all terms")
         axes.grid(color=FAINT, linewidth=0.6, alpha=0.7)
         for index, (kind, of_layer) in enumerate(ranks.items()):
             colour, marker = PALETTE[index % len(PALETTE)], MARKERS[index % len(MARKERS)]
             panels[1].plot(
                 list(of_layer), list(of_layer.values()), marker=marker, color=colour, markersize=4.5, label=_plain(kind)
             )
-        if ranks:
+        if ranks and adapter is not None:
             panels[1].xaxis.set_major_locator(MaxNLocator(integer=True))
             panels[1].yaxis.set_major_locator(MaxNLocator(integer=True))
-            panels[1].axhline(part.rank, color=INK, linewidth=1, linestyle=(0, (3, 2)))
+            panels[1].axhline(adapter.rank, color=INK, linewidth=1, linestyle=(0, (3, 2)))
             panels[1].set_xlabel("decoder layer")
             panels[1].set_ylabel("rank at the end")
             panels[1].grid(color=FAINT, linewidth=0.6, alpha=0.7)

@@ -184,8 +184,9 @@ def _text(row: TextResult) -> list[str]:
         if value is not None
     ]
     verdict = f"{VERDICTS[row.verdict]} (budget: {', '.join(budgets)})" if budgets else "no budget was set"
+    over = "" if row.shared_entries is None else f", over the {count(row.shared_entries)} entries that both models have"
     return [
-        f"{code(row.name)}, {count(row.num_tokens)} tokens in rows of {count(row.seq_len)}",
+        f"{code(row.name)}, {count(row.num_tokens)} tokens in rows of {count(row.seq_len)}{over}",
         base,
         compressed,
         _with_interval(ratio, row.perplexity_ratio_interval, row.budget_perplexity_ratio, 1.0),

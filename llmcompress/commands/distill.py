@@ -33,7 +33,14 @@ def distill(
     layer_map: Annotated[str | None, typer.Option(help="uniform, last, final, or pairs such as 0:1,1:3.")] = None,
     combine: Annotated[str | None, typer.Option(help="Average probabilities or logits.")] = None,
     cache: Annotated[str | None, typer.Option(help="Folder of cached predictions of the teachers.")] = None,
-    one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Never two models in memory.")] = False,
+    refill_cache: Annotated[
+        bool, typer.Option("--refill-cache", help="Fill it again where another teacher or other data filled it.")
+    ] = False,
+    one_at_a_time: Annotated[bool, typer.Option("--one-at-a-time", help="Never two teachers in memory.")] = False,
+    lmbda: Annotated[
+        float | None, typer.Option(help="Share of the batches that the student writes itself (on-policy, GKD).")
+    ] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="That it writes at most.")] = None,
     rank: Annotated[int | None, typer.Option(help="Of the adapters on a quantized student.")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
     epochs: Annotated[float | None, typer.Option(help="Times through the data.")] = None,
@@ -71,7 +78,9 @@ def distill(
         "losses": loss,
         "temperature": temperature,
         "layer_map": layer_map,
+        "on_policy": given({"lmbda": lmbda, "max_new_tokens": max_new_tokens}) or None,
         "cache": cache,
+        "refill_cache": refill_cache or None,
         "one_at_a_time": one_at_a_time or None,
     }
     head = {"model": teacher[0], "output": str(output), "seed": seed, "revision": revision}

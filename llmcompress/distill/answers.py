@@ -78,19 +78,21 @@ def _online(
 
 
 def _entry(
-    root: Path, rows: Rows, picked: Sequence[Row], part: str, teachers: Sequence[TeacherEnd],
+    root: Path, rows: Rows, picked: Sequence[Row], part: cache.PartName, teachers: Sequence[TeacherEnd],
     settings: DistillSettings, vocabulary: int, temperature: float, progress: Progress,
 ) -> tuple[cache.TeacherCache, bool]:  # fmt: skip
     """An entry and whether it was there already."""
     asked = asked_of(
         rows, picked, teachers, rows.digest(picked), settings.cache_tokens, vocabulary, temperature,
-        settings.combine,
+        settings.combine, part,
     )  # fmt: skip
+    if settings.refill_cache:
+        for name in cache.clear(root, asked):
+            progress.message(f"{root}: {name} was filled for something else, and is filled again")
+    cache.check(root, asked)
     found = cache.find(root, asked)
     if found is not None:
         progress.message(f"predictions on the {part} rows: cached before, the teacher is not run")
         return found, True
-    for name in cache.others(root, asked):
-        progress.message(f"{root}: what it holds of {name} on these rows is another teacher's, and is not used")
     at_once = settings.training.batch_size
     return fill(root, asked, rows, picked, teachers, at_once, settings.one_at_a_time, progress), False

@@ -5,8 +5,9 @@
               log_probs.npy      float32 [N, S, K + 1]  of those tokens, and of all others together (topk.py)
 
 The key holds every teacher's identity and share, the digest of the token rows and of their masks, K, the temperature
-and how teachers are combined: another teacher or other data is another entry and can never be read by mistake. An entry
-is written beside its place and renamed, whole or not at all.
+and how teachers are combined: what was filled by another teacher or from other data can never be read by mistake. A
+folder is for one teacher (or mixture) and one data set: an entry that answers something else is an error which names
+both, unless it is asked to be filled again. An entry is written beside its place and renamed, whole or not at all.
 
 Shapes: N rows, S tokens of a row, K tokens kept.
 """
@@ -20,7 +21,7 @@ import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,7 +29,8 @@ from pydantic import BaseModel, ConfigDict, ValidationError
 
 from llmcompress.errors import LLMCompressError
 
-VERSION = 1
+VERSION = 2
+PartName = Literal["training", "held-out"]
 MANIFEST, IDS, LOG_PROBS = "manifest.json", "ids.npy", "log_probs.npy"
 
 
@@ -55,6 +57,7 @@ class Asked(BaseModel):
     vocabulary: int
     temperature: float
     combine: str
+    part: PartName = "training"
 
     def key(self) -> str:
         """The name of the entry: 32 hex digits."""
@@ -108,11 +111,63 @@ def entries(root: Path) -> list[TeacherCache]:
     return [_open(path.parent) for path in sorted(root.glob(f"*/{MANIFEST}"))] if root.is_dir() else []
 
 
-def others(root: Path, asked: Asked) -> list[str]:
-    """Names of the teachers of other entries for the same data: those that are not read for this one."""
-    known = [one.manifest.asked for one in entries(root) if one.manifest.asked.data == asked.data]
-    identities = {teacher.identity for teacher in asked.teachers}
-    return sorted({t.name for one in known for t in one.teachers if t.identity not in identities})
+def check(root: Path, asked: Asked) -> None:
+    """Nothing below `root` answers something else for the same part of the rows.
+
+    Raises: LLMCompressError that says what it was filled for and what is asked.
+    """
+    for one in entries(root):
+        found = one.manifest.asked
+        if found.part == asked.part and found.key() != asked.key():
+            raise LLMCompressError(
+                f"cache {root}: was not filled for this ({asked.part} rows): {'; '.join(differences(found, asked))}",
+                "name another folder (--cache), or fill this one again (--refill-cache)",
+            )
+
+
+def clear(root: Path, asked: Asked) -> list[str]:
+    """Remove the entries that `check` refuses, and damaged ones; the names of those that are gone."""
+    gone = []
+    for path in sorted(root.glob(f"*/{MANIFEST}")):
+        try:
+            found = _open(path.parent).manifest.asked
+            keep = found.part != asked.part or found.key() == asked.key()
+        except LLMCompressError:
+            keep = False
+        if not keep:
+            shutil.rmtree(path.parent)
+            gone.append(path.parent.name)
+    return gone
+
+
+def differences(found: Asked, asked: Asked) -> list[str]:
+    """In what two entries differ, in words."""
+    said = []
+    whose, mine = (sorted((one.identity, one.share) for one in it.teachers) for it in (found, asked))
+    if whose != mine:
+        said.append(f"it holds the predictions of {_named(found)}, and the teacher is {_named(asked)}")
+    if found.data != asked.data:
+        said.append(
+            f"it is of other rows (digest {found.data[:12]}, now {asked.data[:12]}: another file, seq_len or seed)"
+        )
+    for name, what in (
+        ("temperature", "temperature"),
+        ("num_kept", "likeliest tokens kept"),
+        ("vocabulary", "entries of a prediction"),
+        ("combine", "averaged over teachers"),
+    ):
+        before, now = getattr(found, name), getattr(asked, name)
+        if before != now:
+            said.append(f"{what} {before}, now {now}")
+    return said or ["it is of another version of this cache"]
+
+
+def _named(asked: Asked) -> str:
+    shares = len(asked.teachers) > 1
+    return " and ".join(
+        f"{one.name} (identity {one.identity[:12]}{f', share {one.share:g}' if shares else ''})"
+        for one in asked.teachers
+    )
 
 
 def write(root: Path, asked: Asked, counts_NS: torch.Tensor, rows: Rows, rows_at_once: int) -> TeacherCache:

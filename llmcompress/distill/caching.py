@@ -30,7 +30,7 @@ CHUNK_BYTES = 1 << 30
 
 def asked_of(
     rows: Rows, picked: Sequence[Row], teachers: Sequence[TeacherEnd], digest: str, num_kept: int, vocabulary: int,
-    temperature: float, combine: Combine,
+    temperature: float, combine: Combine, part: cache.PartName,
 ) -> cache.Asked:  # fmt: skip
     """The entry that holds the teachers' predictions on `picked` rows, whose digest is `digest`."""
     known = tuple(
@@ -46,6 +46,7 @@ def asked_of(
         vocabulary=vocabulary,
         temperature=temperature,
         combine=combine if len(known) > 1 else "probabilities",
+        part=part,
     )
 
 

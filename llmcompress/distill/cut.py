@@ -109,20 +109,28 @@ def find_widths(layer: nn.Module, config: Any, heads: bool) -> Widths:
         )
     if not heads:
         return Widths(ups, downs[0], None, (), None)
+    if config.model_type in _TIED_HEADS:
+        size = f"{hidden} / {config.num_attention_heads}"
+        raise LLMCompressError(
+            f"{config.model_type}: computes the size of a head as hidden size over heads ({size}), whatever its config "
+            "says, so that fewer heads would each have to be larger and none could be copied",
+            "cut layers and feed-forward units only (--keep, --keep-units)",
+        )
     named = {name.rpartition(".")[2]: name for name in shapes if name not in (*ups, *downs)}
     output = next((named[one] for one in OUTPUTS if one in named), None)
     missing = [one for one in (*QUERIES, *KEYS_VALUES) if one not in named]
-    if missing or output is None or config.model_type in _TIED_HEADS:
+    if missing or output is None:
         raise LLMCompressError(
-            f"{config.model_type}: fewer heads need q_proj, k_proj, v_proj, an output projection, and a model that "
-            "takes the size of a head from its config",
+            f"{config.model_type}: fewer heads need q_proj, k_proj, v_proj and an output projection",
             "cut layers and feed-forward units only",
         )
     return Widths(ups, downs[0], named["q_proj"], tuple(named[one] for one in KEYS_VALUES), output)
 
 
-_TIED_HEADS = ("bert", "distilbert", "roberta", "opt", "gpt2", "gpt_neox")
-"""Models that compute the size of a head from hidden size and number of heads, whatever head_dim says."""
+_TIED_HEADS = ("albert", "bert", "camembert", "distilbert", "electra", "gpt2", "gpt_neox", "mpnet", "opt", "roberta",
+               "xlm-roberta")  # fmt: skip
+"""Models that compute the size of a head from hidden size and number of heads, whatever head_dim says. transformers 5
+builds all of them so, and no longer reads the `pruned_heads` of a config; the tests ask it."""
 
 
 def cut(teacher: nn.Module, shape: Shape, widths: Widths | None) -> nn.Module:

@@ -18,7 +18,7 @@ from torch import nn
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tokenizer import load_tokenizer
 from llmcompress.distill.kinds import Kind, kind_of
-from llmcompress.distill.loading import from_config, is_ours, is_quantized, load
+from llmcompress.distill.loading import dense, from_config, is_ours, is_quantized, load
 from llmcompress.distill.mixture import shares
 from llmcompress.distill.rows import Rows
 from llmcompress.distill.settings import DistillSettings
@@ -162,7 +162,7 @@ def _cut(teacher: TeacherEnd, settings: DistillSettings, rows: Rows, attentions:
     picked = rows.train[: settings.importance_rows]
     batches = [_unpacked(rows, picked[at : at + 8]) for at in range(0, len(picked), 8)]
     found, said = student_from(
-        teacher.model(),
+        dense(teacher.checkpoint, teacher.kind) or teacher.model(),
         keep=settings.keep,
         layers=settings.layers,
         keep_units=settings.keep_units,

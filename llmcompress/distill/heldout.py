@@ -39,15 +39,20 @@ class Figures:
     cosine: float | None = None
     num_items: int = 0
     rows_per_s: float = 0.0
+    beside_rows_per_s: float | None = None
 
 
 def measure(
     student: nn.Module, source: Source | None, batches: Iterable[Mapping[str, torch.Tensor]], kind: Kind,
-    vocabulary: int, pooling: str,
+    vocabulary: int, pooling: str, beside: nn.Module | None = None,
 ) -> Figures:  # fmt: skip
-    """A model's figures on some batches, against the teacher's answers where there is a `source` (at temperature 1)."""
+    """A model's figures on some batches, against the teacher's answers where there is a `source` (at temperature 1).
+
+    beside: a model that is timed on the same batches.
+    """
     sums: dict[str, list[float]] = {name: [0.0, 0] for name in ("nll", "accuracy", "kl", "agreement", "cosine")}
     speeds: list[float] = []
+    others: list[float] = []
 
     def add(name: str, values: torch.Tensor) -> None:
         sums[name][0] += float(values.double().sum())
@@ -58,9 +63,9 @@ def measure(
     with torch.inference_mode():
         for batch in batches:
             inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
-            began = time.perf_counter()
-            output = run(student, inputs, kind, hidden=False, attentions=False)
-            speeds.append(batch["row"].numel() / (time.perf_counter() - began))
+            output, speed = _timed(student, inputs, kind, batch["row"].numel())
+            speeds.append(speed)
+            others += [_timed(beside, inputs, kind, batch["row"].numel())[1]] if beside is not None else []
             answer = source.answer(inputs, batch["row"]) if source is not None else None
             if kind == "embedding":
                 mine = pooled(output.hidden_states[-1], batch["attention_mask"], pooling)
@@ -73,7 +78,19 @@ def measure(
     student.train(was_training)
     means = {name: total / count if count else None for name, (total, count) in sums.items()}
     count = int(max(entry[1] for entry in sums.values()))
-    return Figures(**means, num_items=count, rows_per_s=statistics.median(speeds) if speeds else 0.0)
+    speed = statistics.median(speeds) if speeds else 0.0
+    return Figures(
+        **means, num_items=count, rows_per_s=speed, beside_rows_per_s=statistics.median(others) if others else None
+    )
+
+
+def _timed(model: nn.Module, inputs: Mapping[str, torch.Tensor], kind: Kind, rows: int) -> tuple[Any, float]:
+    """A model's output on a batch, and its rows per second."""
+    began = time.perf_counter()
+    output = run(model, inputs, kind, hidden=False, attentions=False)
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return output, rows / (time.perf_counter() - began)
 
 
 def _predictions(

@@ -100,6 +100,26 @@ def _quantized(checkpoint: Checkpoint, kind: Kind, notes: list[str]) -> nn.Modul
     return _plain(checkpoint, kind)
 
 
+def dense(checkpoint: Checkpoint, kind: Kind) -> nn.Module | None:
+    """A model whose weights are all plain, to be cut from, of a checkpoint that another tool quantized; None where the
+    checkpoint as it is loaded elsewhere is plain already.
+
+    Raises: LLMCompressError when transformers cannot undo that quantization.
+    """
+    if not is_quantized(checkpoint) or (kind == "causal" and is_ours(checkpoint.folder)):
+        return None
+    model: Any = _plain(checkpoint, kind)
+    try:
+        with quiet("transformers"):
+            plain: nn.Module = model.dequantize()
+    except (ValueError, NotImplementedError, AttributeError, RuntimeError) as error:
+        raise LLMCompressError(
+            f"{checkpoint.name}: cannot be cut, since transformers cannot undo its quantization ({_first_line(error)})",
+            "give a student of its own (--student), or cut the original",
+        ) from error
+    return plain.to(best()).float().eval()
+
+
 def compute_dtype(checkpoint: Checkpoint) -> torch.dtype:
     """float32 on a CPU, where half precision is slow; elsewhere what config.json says."""
     stored = getattr(torch, str(checkpoint.config.get("dtype") or checkpoint.config.get("torch_dtype")), None)

@@ -23,6 +23,7 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import distributed
 from torch.nn import functional
 
 LOWEST = -1e4
@@ -93,9 +94,21 @@ def attention_mse(student_BASS: torch.Tensor, teacher_BASS: torch.Tensor) -> tor
 
 
 def masked_mean(values_T: torch.Tensor, mask_T: torch.Tensor) -> torch.Tensor:
-    """Mean of the values whose mask is true; 0 where there are none. The others never count, be they NaN."""
+    """Mean of the values whose mask is true; 0 where there are none. The others never count, be they NaN.
+
+    Where several processes train together, the sum is over the tokens per process on average, so that the mean over
+    processes, which their gradients are, is the mean over the tokens of all of them.
+    """
     kept = values_T.masked_fill(~mask_T, 0)
-    return kept.sum() / mask_T.sum().clamp_min(1)
+    return kept.sum() / _tokens_per_process(mask_T.sum()).clamp_min(1e-6)
+
+
+def _tokens_per_process(count: torch.Tensor) -> torch.Tensor:
+    total = count.float()
+    if distributed.is_available() and distributed.is_initialized():
+        distributed.all_reduce(total)
+        total = total / distributed.get_world_size()
+    return total
 
 
 def _kl(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:

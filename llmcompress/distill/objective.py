@@ -31,7 +31,7 @@ from llmcompress.distill.teachers import Answer, Inside, Source, pooled, predict
 PREDICTION = ("forward_kl", "reverse_kl", "js", "ce", "sentence")
 INSIDE = ("hidden_mse", "hidden_cosine", "attention_kl", "attention_mse", "embedding")
 HIDDEN, ATTENTION = ("hidden_mse", "hidden_cosine", "embedding"), ("attention_kl", "attention_mse")
-NOT_INPUTS = ("labels", "row")
+NOT_INPUTS = ("labels", "row", "prompts", "prompt_attention_mask")
 
 
 @dataclass(frozen=True)
@@ -90,9 +90,13 @@ class Distiller(nn.Module):
 
     def forward(self, **batch: torch.Tensor) -> dict[str, torch.Tensor]:
         """`loss`, the weighted sum, a scalar. batch: the model's inputs, and `labels` and `row`."""
+        return self.loss(self.student, batch)
+
+    def loss(self, student: nn.Module, batch: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """See `forward`. student: this module's, or what a trainer wrapped it in."""
         of = self.objective
         inputs = {name: value for name, value in batch.items() if name not in NOT_INPUTS}
-        output = run(self.student, inputs, of.kind, of.needs(HIDDEN), of.needs(ATTENTION))
+        output = run(student, inputs, of.kind, of.needs(HIDDEN), of.needs(ATTENTION))
         source = self._source[0]
         answer = source.answer(inputs, batch["row"]) if source is not None else Answer(None)
         parts = self._predicted(output, answer, batch)

@@ -14,7 +14,7 @@ from llmcompress.distill.objective import Objective
 from llmcompress.distill.rows import Rows
 from llmcompress.distill.settings import DistillSettings
 from llmcompress.distill.writing import count_parameters
-from llmcompress.training_report import Distillation, DistillScore, DistillTeacher, GridTraining, Training
+from llmcompress.training_report import Distillation, DistillScore, DistillTeacher, GridTraining, OnPolicy, Training
 
 METRICS = (
     ("perplexity", "nll", False),
@@ -28,11 +28,12 @@ METRICS = (
 
 def distillation(
     teachers: Sequence[TeacherEnd], student: StudentEnd, settings: DistillSettings, objective: Objective, fit: Fit,
-    answers: Answers, rows: Rows, training: Training, figures: tuple[Figures | None, Figures, Figures],
-    grid: GridTraining | None,
+    answers: Answers, rows: Rows, trained: tuple[Training, OnPolicy | None],
+    figures: tuple[Figures | None, Figures, Figures], grid: GridTraining | None,
 ) -> Distillation:  # fmt: skip
     """figures: of the teacher, of the student before and after."""
     teacher, before, after = figures
+    training, own_text = trained
     notes = [*fit.notes, *(note for one in teachers for note in one.notes), *student.notes]
     return Distillation(
         kind=objective.kind,
@@ -47,10 +48,11 @@ def distillation(
         projection_parameters=fit.projection_parameters,
         phase_frac=settings.phase_frac,
         cache=answers.cached,
+        on_policy=own_text,
         grid=grid,
         num_heldout=after.num_items,
         scores=scores(teacher, before, after),
-        teacher_rows_per_s=teacher.rows_per_s or None if teacher else None,
+        teacher_rows_per_s=after.beside_rows_per_s,
         student_rows_per_s=after.rows_per_s or None,
         data=rows.summary,
         training=training,

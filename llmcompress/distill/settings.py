@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
@@ -32,6 +33,17 @@ class AdapterSettings(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     rank: int = Field(16, ge=1)
+
+
+class OnPolicySettings(BaseModel):
+    """Training on text that the student writes itself (GKD)."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    lmbda: float = Field(0.5, gt=0, le=1, description="share of the batches that are the student's own text")
+    max_new_tokens: int = Field(64, ge=1, description="that it writes at most")
+    prompt_tokens: int = Field(16, ge=1, description="of a plain text, from which it goes on")
+    sampling_temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
 
 
 def _weights(value: Any) -> Any:
@@ -89,9 +101,12 @@ class DistillSettings(BaseModel):
         description="share of the steps, the first, that train on insides alone; then predictions",
     )
 
+    on_policy: OnPolicySettings | None = Field(None, description="train on the student's own text; None: on the data's")
+
     cache: str | None = Field(None, description="folder of cached predictions; filled where they are not there yet")
+    refill_cache: bool = Field(False, description="fill it again where it was filled by another teacher or data")
     cache_tokens: int = Field(64, ge=1, description="likeliest tokens kept of every distribution")
-    one_at_a_time: bool = Field(False, description="never two models in memory: teachers fill the cache in turn")
+    one_at_a_time: bool = Field(False, description="never two teachers in memory: they fill the cache in turn")
     masked_frac: float = Field(0.15, gt=0, lt=1, description="masked-language models: share of tokens to predict")
 
     @field_validator("layer_map")
@@ -117,12 +132,24 @@ class DistillSettings(BaseModel):
             raise ValueError("every loss has weight 0")
         if self.one_at_a_time and self.cache is None:
             raise ValueError("one_at_a_time needs a cache: the folder where the teachers' predictions are kept")
+        if self.refill_cache and self.cache is None:
+            raise ValueError("refill_cache needs a cache")
         inside = sorted(name for name, weight in self.losses.items() if weight and name in NOT_CACHED)
         if self.cache is not None and inside:
             raise ValueError(f"a cache holds predictions only; {', '.join(inside)} need the teacher itself")
+        if self.on_policy is not None:
+            self._can_be_on_policy(inside)
         if self.phase_frac and not (inside and set(self.losses) - set(NOT_CACHED)):
             raise ValueError("phase_frac needs losses of both kinds: of the insides and of the predictions")
         return self
+
+    def _can_be_on_policy(self, inside: Sequence[str]) -> None:
+        if self.cache is not None:
+            raise ValueError("on_policy: a cache holds predictions on the data's text, not on what the student writes")
+        if inside:
+            raise ValueError(f"on_policy: matches predictions alone, not {', '.join(inside)}")
+        if self.losses.get("ce"):
+            raise ValueError("on_policy: what the student writes has no labels, so ce cannot be learned from it")
 
 
 NOT_CACHED = ("sentence", "hidden_mse", "hidden_cosine", "attention_kl", "attention_mse", "embedding")

@@ -33,6 +33,7 @@ from llmcompress.distill.kinds import Kind, pooling_of
 from llmcompress.distill.loading import load, skeleton_of
 from llmcompress.distill.objective import ATTENTION, HIDDEN, Distiller, Objective
 from llmcompress.distill.ongrid import OnGrid, put_on_grid
+from llmcompress.distill.onpolicy import refuse, train_on_policy
 from llmcompress.distill.results import distillation
 from llmcompress.distill.rows import Rows, load_rows
 from llmcompress.distill.settings import DistillSettings
@@ -44,10 +45,10 @@ from llmcompress.quantize.assemble import describe_source
 from llmcompress.report import Check, RunReport, Training
 from llmcompress.seed import derive
 from llmcompress.train.trainer import is_main, train, world_size
-from llmcompress.training_report import GridTraining
+from llmcompress.training_report import GridTraining, OnPolicy
 
 DEFAULT_LOSS: dict[Kind, str] = {"embedding": "sentence"}
-"""What is matched where nothing is said; forward_kl for all others."""
+"""What is matched where nothing is said; js on the student's own text (as GKD does), forward_kl for all others."""
 
 
 TASKS: dict[Kind, str] = {
@@ -95,15 +96,15 @@ def distill(
         answers = answers_for(job.rows, job.teachers, settings, job.fit.vocabulary, job.objective, progress)
     before = _measured(job, job.student.model, answers)
     teacher = _teacher_figures(job, answers)
-    training = _train(job, answers, scratch / "training")
+    training, own_text = _train(job, answers, scratch / "training")
     if is_main():
-        _finish(job, report, answers, training, (teacher, before), scratch, out)
+        _finish(job, report, answers, (training, own_text), (teacher, before), scratch, out)
     _meet()
 
 
 def _finish(
-    job: _Job, report: RunReport, answers: Answers, training: Training, before: tuple[Figures | None, Figures],
-    scratch: Path, out: Path,
+    job: _Job, report: RunReport, answers: Answers, trained: tuple[Training, OnPolicy | None],
+    before: tuple[Figures | None, Figures], scratch: Path, out: Path,
 ) -> None:  # fmt: skip
     """Write, load again, measure, report, and give the folder its name. before: figures of teacher and student."""
     source = job.source
@@ -112,10 +113,10 @@ def _finish(
     made, grid = _write(job, report, scratch / "final")
     made.save(scratch / "final")  # by which our own reader knows the codes
     written = Checkpoint.open(scratch / "final")
-    after = _measured(job, load(written, job.kind, attentions=False)[0], answers)
+    after = _measured(job, load(written, job.kind, attentions=False)[0], answers, job.teachers[0].loaded)
     made.checks = [_loads(written, after)]
     made.distillation = distillation(
-        job.teachers, job.student, job.settings, job.objective, job.fit, answers, job.rows, training,
+        job.teachers, job.student, job.settings, job.objective, job.fit, answers, job.rows, trained,
         (*before, after), grid,
     )  # fmt: skip
     made.save(scratch / "final")
@@ -142,8 +143,9 @@ def _prepare(source: Checkpoint, settings: DistillSettings, open: Open, seed: in
     teachers = find_teachers(source, settings, open, attentions=_weighs(settings, ATTENTION))
     kind = teachers[0].kind
     weights: dict[str, float] = {str(name): one for name, one in settings.losses.items()}
-    weights = weights or {DEFAULT_LOSS.get(kind, "forward_kl"): 1.0}
+    weights = weights or {DEFAULT_LOSS.get(kind, "js" if settings.on_policy else "forward_kl"): 1.0}
     _refuse_losses(kind, weights, settings)
+    refuse(settings, kind)
     tokenizer = load_tokenizer(source)
     rows = load_rows(settings.data, tokenizer, kind, settings.masked_frac, seed)
     student = find_student(
@@ -184,7 +186,7 @@ def _refuse_losses(kind: Kind, weights: Mapping[str, float], settings: DistillSe
         )
 
 
-def _train(job: _Job, answers: Answers, folder: Path) -> Training:
+def _train(job: _Job, answers: Answers, folder: Path) -> tuple[Training, OnPolicy | None]:
     student = job.student.model
     if job.student.quantized:
         _put_on_grid(job)
@@ -194,7 +196,10 @@ def _train(job: _Job, answers: Answers, folder: Path) -> Training:
     torch.manual_seed(derive(job.seed, "projections"))
     distiller = Distiller(student, answers.train, job.objective, job.fit.widths).to(devices.best())
     job.fit.projection_parameters = sum(one.numel() for one in distiller.projections.parameters())
-    return train(
+    if job.settings.on_policy is not None:
+        tokenizer = load_tokenizer(job.source)
+        return train_on_policy(distiller, job.rows, job.settings, tokenizer, folder, job.seed, job.progress)
+    training = train(
         distiller,
         job.rows.train,  # type: ignore[arg-type]
         job.settings.training,
@@ -206,6 +211,7 @@ def _train(job: _Job, answers: Answers, folder: Path) -> Training:
         driver=_Phases(distiller),
         batch=job.rows.batch,
     )
+    return training, None
 
 
 @dataclass
@@ -244,11 +250,10 @@ def _put_on_grid(job: _Job) -> None:
         job.grids[name] = put_on_grid(linear, quantized, known_OI, job.settings.adapter.rank, generator)
 
 
-def _measured(job: _Job, model: nn.Module, answers: Answers) -> Figures:
-    """A student's figures on the held-out rows."""
-    return measure(
-        model, answers.heldout, _batches(job), job.kind, job.fit.vocabulary.size, job.objective.pooling
-    )  # fmt: skip
+def _measured(job: _Job, model: nn.Module, answers: Answers, beside: nn.Module | None = None) -> Figures:
+    """A student's figures on the held-out rows, and the speed of a model beside it."""
+    of = job.fit.vocabulary.size, job.objective.pooling, beside
+    return measure(model, answers.heldout, _batches(job), job.kind, *of)
 
 
 def _teacher_figures(job: _Job, answers: Answers) -> Figures | None:

@@ -205,8 +205,16 @@ def _samples_name(key: RunKey) -> str:
 
 def _evaluate_text(entry: TextEntry, rows_NS: torch.Tensor, compressed: engine.Loaded, base: Baseline) -> TextResult:
     """Both models over the rows of one text."""
-    models = base.model().model, compressed.model
-    at_once = text.rows_at_once(base.batch_size, entry.seq_len, models[0].get_output_embeddings().weight.shape[0])
+    both = base.model(), compressed
+    models = both[0].model, both[1].model
+    widths = models[0].get_output_embeddings().weight.shape[0], models[1].get_output_embeddings().weight.shape[0]
+    shared = text.shared_entries(widths, (both[0].tokenizer.get_vocab(), both[1].tokenizer.get_vocab()))
+    if shared is not None:
+        base.progress.message(
+            f"held-out text {entry.name}: the models have {widths[0]} and {widths[1]} entries for the same tokens; "
+            f"compared over the {shared} that both have, the others are padding"
+        )
+    at_once = text.rows_at_once(base.batch_size, entry.seq_len, max(widths))
     with base.progress.step(f"held-out text {entry.name}", total=len(rows_NS)) as step:
-        stats = text.compare_rows(*models, rows_NS, at_once, step.advance)
-    return results.text_result(entry, stats, base.seed)
+        stats = text.compare_rows(*models, rows_NS, at_once, step.advance, shared)
+    return results.text_result(entry, stats, base.seed).model_copy(update={"shared_entries": shared})

@@ -116,10 +116,12 @@ def compare_rows(
     tokens_NS: torch.Tensor,
     batch_size: int,
     on_rows: Callable[[int], None] = lambda _: None,
+    entries: int | None = None,
 ) -> RowStats:
     """Both models over the same rows, `batch_size` rows at a time; `on_rows` hears how many rows were done.
 
-    The models are called as `model(input_ids=tokens_BS, use_cache=False).logits`, [B, S, V].
+    The models are called as `model(input_ids=tokens_BS, use_cache=False).logits`, [B, S, V]. entries: of the vocabulary
+    that are compared, the first so many (None: all, which must be the same); both distributions are taken over them.
 
     Raises: LLMCompressError when the vocabularies differ or a model gives logits that are not finite.
     """
@@ -129,8 +131,8 @@ def compare_rows(
     with torch.inference_mode():
         for start in range(0, len(tokens_NS), batch_size):
             tokens_BS = tokens_NS[start : start + batch_size]
-            base_BSV = baseline(input_ids=tokens_BS.to(baseline.device), use_cache=False).logits
-            comp_BSV = compressed(input_ids=tokens_BS.to(compressed.device), use_cache=False).logits
+            base_BSV = baseline(input_ids=tokens_BS.to(baseline.device), use_cache=False).logits[..., :entries]
+            comp_BSV = compressed(input_ids=tokens_BS.to(compressed.device), use_cache=False).logits[..., :entries]
             if base_BSV.shape != comp_BSV.shape:
                 raise LLMCompressError(
                     f"the models have different vocabularies: {base_BSV.shape[-1]} entries and {comp_BSV.shape[-1]}"
@@ -142,6 +144,25 @@ def compare_rows(
             on_rows(len(tokens_BS))
     nll_base_N, nll_comp_N, kl_N, agree_N = np.array(parts).T
     return RowStats(nll_base_N, nll_comp_N, kl_N, agree_N, tokens_NS.shape[1] - 1)
+
+
+def shared_entries(widths: tuple[int, int], tokens: tuple[dict[str, int], dict[str, int]]) -> int | None:
+    """How many entries of the vocabulary two models share that differ in padding rows alone; None: all, none differ.
+
+    widths: entries of the logits of baseline and compressed model. tokens: token -> id of their tokenizers.
+
+    Raises: LLMCompressError where the tokenizers differ too, or a token has no row in one of the models.
+    """
+    if widths[0] == widths[1]:
+        return None
+    shared, needed = min(widths), max(tokens[0].values(), default=-1) + 1
+    if tokens[0] != tokens[1] or needed > shared:
+        raise LLMCompressError(
+            f"the models have different vocabularies: {widths[0]} entries and {widths[1]}, for {len(tokens[0])} tokens "
+            f"and {len(tokens[1])}",
+            "models can be compared that differ in padding rows alone: the same tokens, each with a row in both",
+        )
+    return shared
 
 
 def _row(base_SV: torch.Tensor, comp_SV: torch.Tensor, next_S: torch.Tensor) -> Floats:

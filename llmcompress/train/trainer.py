@@ -95,8 +95,14 @@ class _Watch(TrainerCallback):
             (Path(args.output_dir) / f"checkpoint-{state.global_step}" / COMPLETE).touch()
 
 
-class _Trainer(Trainer):
-    """Trainer with our loss, and checkpoints of the trained weights alone."""
+class Guarded:
+    """What is ours of a trainer, laid over transformers' Trainer or a subclass of it: our loss, an end to a loss that
+    is no number, and checkpoints of the trained weights alone."""
+
+    args: Any
+    state: Any
+    model: Any
+    accelerator: Any
 
     def __init__(self, *args: Any, loss: Loss | None, driver: Driver | None, watch: _Watch, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
@@ -107,13 +113,13 @@ class _Trainer(Trainer):
     ) -> Any:
         """The caller's loss where there is one, else the model's own."""
         if self.loss is None:
-            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
+            return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)  # type: ignore[misc]
         loss, outputs = self.loss(model, inputs, num_items_in_batch)
         return (loss, outputs) if return_outputs else loss
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         """One batch; a loss that is no number ends the run before it reaches the weights."""
-        loss: torch.Tensor = super().training_step(*args, **kwargs)
+        loss: torch.Tensor = super().training_step(*args, **kwargs)  # type: ignore[misc]
         if not bool(torch.isfinite(loss)):
             raise self.not_finite("the loss")
         self.watch.losses[:] = [float(loss)]
@@ -142,6 +148,23 @@ class _Trainer(Trainer):
             self.driver.restore(torch.load(folder / DRIVER, weights_only=True))
 
 
+class _Trainer(Guarded, Trainer):
+    """Trainer with what is ours."""
+
+
+@dataclass(frozen=True)
+class Engine:
+    """Who runs the loop. trainer: `Guarded` over a Trainer; arguments: the class of its arguments; rows: the training
+    rows as it wants them."""
+
+    trainer: Callable[..., Any] = _Trainer
+    arguments: Callable[..., Any] = TrainingArguments
+    rows: Callable[[Sequence[Any]], Any] = lambda rows: rows
+
+
+PLAIN = Engine()
+
+
 def train(
     model: nn.Module,
     rows: Sequence[Example],
@@ -155,23 +178,27 @@ def train(
     loss: Loss | None = None,
     driver: Driver | None = None,
     batch: Callable[[Sequence[Any]], dict[str, torch.Tensor]] | None = None,
+    engine: Engine = PLAIN,
 ) -> Training:
     """Train what in `model` requires a gradient on `rows`, in place; goes on from the last checkpoint in `folder`.
 
     padding: token id that fills up rows. batch: makes a batch of some rows (default: of examples). loss: what is
-    minimized (default: the model's own on `labels`). The curve has one point per step, or per several in long runs.
+    minimized (default: the model's own on `labels`). engine: who runs the loop (default: transformers' Trainer). The
+    curve has one point per step, or per several in long runs.
 
     Raises: TrainingFailedError for a loss that is not finite and for memory that ran out, with advice.
     """
     total = total_steps(len(rows), settings)
     resumed = last_checkpoint(folder)
     start = time.monotonic()
+    if resumed:
+        progress.message(f"training: goes on from the checkpoint of step {resumed.name.rpartition('-')[2]}")
     with progress.step("training", total) as bar:
         watch = _Watch(bar, driver)
-        trainer = _Trainer(
+        trainer = engine.trainer(
             model=model,
-            args=_arguments(settings, folder, total, derive(seed, "training")),
-            train_dataset=rows,
+            args=engine.arguments(**_arguments(settings, folder, total, derive(seed, "training"))),
+            train_dataset=engine.rows(rows),
             data_collator=batch or partial(collate, padding=padding),
             callbacks=[watch],
             loss=loss,
@@ -266,13 +293,13 @@ def is_main() -> bool:
     return int(os.environ.get("RANK", "0")) == 0
 
 
-def _arguments(settings: TrainingSettings, folder: Path, total: int, seed: int) -> Any:
+def _arguments(settings: TrainingSettings, folder: Path, total: int, seed: int) -> dict[str, Any]:
     on_cpu = devices.best().type == "cpu"
     half = settings.precision == "bfloat16" or (settings.precision == "auto" and not on_cpu)
     recompute: dict[str, Any] = {}
     if settings.gradient_checkpointing:
         recompute = {"gradient_checkpointing": True, "gradient_checkpointing_kwargs": {"use_reentrant": False}}
-    return TrainingArguments(
+    return dict(
         output_dir=str(folder),
         max_steps=total,
         learning_rate=settings.learning_rate,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import pytest
 
 from llmcompress.progress import Silent
 from llmcompress.recipe import Recipe
-from llmcompress.report import RunReport
+from llmcompress.report import Distillation, RunReport
 from llmcompress.run import run
 from tests import tiny_models
 
@@ -50,5 +51,31 @@ def compress(tmp_path: Path) -> Compress:
             }
         )
         return next(iter(run(recipe, Silent()).values()))
+
+    return go
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "train.jsonl"
+    texts = [tiny_models.words(24, seed=seed) for seed in range(40)]
+    path.write_text("".join(json.dumps({"text": text, "label": n % 3}) + "\n" for n, text in enumerate(texts)))
+    return path
+
+
+@pytest.fixture
+def distill(tmp_path: Path, data: Path) -> Callable[..., Distillation]:
+    """distill(teacher, out, **settings): run one stage of a few steps and give what the report says of it."""
+
+    def go(
+        teacher: Path, out: str = "out", stages: list[Any] | None = None, seed: int = 0, **settings: Any
+    ) -> Distillation:
+        training = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-2} | settings.pop("training", {})
+        stage = {"data": {"path": str(data), "seq_len": 32}, "training": training} | settings
+        head = {"model": str(teacher), "output": str(tmp_path / out), "seed": seed}
+        run(Recipe.of(head | {"stages": [{"distill": stage}, *(stages or [])]}), Silent())
+        found = RunReport.load(tmp_path / out).distillation
+        assert found is not None
+        return found
 
     return go

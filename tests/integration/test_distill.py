@@ -15,36 +15,9 @@ from llmcompress.errors import LLMCompressError
 from llmcompress.progress import Silent
 from llmcompress.recipe import Recipe
 from llmcompress.report import Distillation, RunReport
-from llmcompress.run import run
 from tests import tiny_models
 
 Make = Callable[..., Path]
-
-
-@pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "train.jsonl"
-    texts = [tiny_models.words(24, seed=seed) for seed in range(40)]
-    path.write_text("".join(json.dumps({"text": text, "label": n % 3}) + "\n" for n, text in enumerate(texts)))
-    return path
-
-
-@pytest.fixture
-def distill(tmp_path: Path, data: Path) -> Callable[..., Distillation]:
-    """distill(teacher, out, **settings): run one stage of a few steps and give what the report says of it."""
-
-    def go(
-        teacher: Path, out: str = "out", stages: list[Any] | None = None, seed: int = 0, **settings: Any
-    ) -> Distillation:
-        training = {"max_steps": 3, "batch_size": 4, "learning_rate": 1e-2} | settings.pop("training", {})
-        stage = {"data": {"path": str(data), "seq_len": 32}, "training": training} | settings
-        head = {"model": str(teacher), "output": str(tmp_path / out), "seed": seed}
-        run(Recipe.of(head | {"stages": [{"distill": stage}, *(stages or [])]}), Silent())
-        found = RunReport.load(tmp_path / out).distillation
-        assert found is not None
-        return found
-
-    return go
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:
@@ -53,33 +26,6 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def score(found: Distillation, metric: str) -> Any:
     return next(one for one in found.scores if one.metric == metric)
-
-
-def encoder(folder: Path, auto: str, layers: int = 4, seed: int = 0, **changes: Any) -> Path:
-    """A tiny BERT with the tokenizer that masking needs."""
-    import transformers
-    from tokenizers import Tokenizer
-    from tokenizers.models import WordLevel
-    from tokenizers.pre_tokenizers import WhitespaceSplit
-    from tokenizers.processors import TemplateProcessing
-
-    shape = {"hidden_size": 32, "intermediate_size": 64, "num_attention_heads": 4, "vocab_size": 96} | changes
-    config = transformers.BertConfig(num_hidden_layers=layers, pad_token_id=0, **shape)
-    torch.manual_seed(seed)
-    model = getattr(transformers, auto).from_config(config)
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    model.save_pretrained(folder)
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    vocab = {word: index for index, word in enumerate([*special, *(f"w{i}" for i in range(5, 96))])}
-    tokenizer = Tokenizer(WordLevel(vocab, unk_token="[UNK]"))
-    tokenizer.pre_tokenizer = WhitespaceSplit()
-    tokenizer.post_processor = TemplateProcessing(single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)])
-    names = {"pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]"}
-    transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, mask_token="[MASK]", **names).save_pretrained(
-        folder
-    )
-    return folder
 
 
 def test_a_cut_student_learns_and_loads(make: Make, distill: Any, tmp_path: Path) -> None:
@@ -121,107 +67,6 @@ def test_the_same_run_twice_is_the_same_student_and_is_not_done_twice(make: Make
     assert (tmp_path / "a" / "model.safetensors").stat().st_mtime_ns == stamp
 
 
-def test_weights_of_zero_and_one_are_the_single_teacher(make: Make, distill: Any, tmp_path: Path) -> None:
-    first = make()
-    second = tiny_models.save(tmp_path / "second", tiny_models.configs()["llama"], seed=7)
-    tiny_models.save_tokenizer(second)
-    both = {"losses": {"forward_kl": 1, "hidden_mse": 1}, "keep": 0.5}
-    found = distill(first, "alone", **both)
-    pair = distill(first, "pair", weight=1.0, teachers=[{"model": str(second), "weight": 0.0}], **both)
-    mixed = distill(first, "mixed", weight=0.5, teachers=[{"model": str(second), "weight": 0.5}], **both)
-    alone, with_zero, with_half = (weights(tmp_path / name) for name in ("alone", "pair", "mixed"))
-    assert all(torch.equal(one, with_zero[name]) for name, one in alone.items())
-    assert any(not torch.equal(one, with_half[name]) for name, one in alone.items())
-    assert len(found.teachers) == len(pair.teachers) == 1 and [t.share for t in mixed.teachers] == [0.5, 0.5]
-    swapped = distill(first, "swapped", weight=0.0, teachers=[{"model": str(second)}], student=str(first))
-    other = distill(second, "other", student=str(first))
-    assert [t.identity for t in swapped.teachers] == [t.identity for t in other.teachers]
-    s, o = weights(tmp_path / "swapped"), weights(tmp_path / "other")
-    assert all(torch.equal(one, o[name]) for name, one in s.items())
-
-
-@pytest.mark.parametrize("one_at_a_time", [False, True])
-def test_a_cache_stands_in_for_the_teachers(
-    make: Make, distill: Any, tmp_path: Path, monkeypatch: Any, one_at_a_time: bool
-) -> None:
-    from llmcompress.distill import ends
-
-    first = make()
-    second = tiny_models.save(tmp_path / "second", tiny_models.configs()["llama"], seed=7)
-    tiny_models.save_tokenizer(second)
-    student = tiny_models.save(tmp_path / "student", tiny_models.configs()["llama"], seed=9)
-    tiny_models.save_tokenizer(student)
-    settings = {"teachers": [str(second)], "student": str(student), "temperature": 2.0}
-    online = distill(first, "online", **settings)
-    kept = {"cache": str(tmp_path / "cache"), "cache_tokens": 96, "one_at_a_time": one_at_a_time}
-    filled = distill(first, "filled", **settings, **kept)
-    assert filled.cache is not None and not filled.cache.reused and filled.cache.largest_rest < 1e-6
-    curves = [[point.loss for point in one.training.curve] for one in (online, filled)]
-    assert curves[0] == pytest.approx(curves[1], rel=1e-4)
-    loaded: list[str] = []
-    load = ends.load
-    monkeypatch.setattr(ends, "load", lambda checkpoint, *a: (loaded.append(checkpoint.name), load(checkpoint, *a))[1])
-    again = distill(first, "again", seed=0, **settings, **kept, losses={"js": 1})
-    assert again.cache is not None and again.cache.reused and again.cache.key == filled.cache.key
-    assert loaded == [str(student)], "the teachers were not needed"
-    small = distill(first, "small", **settings, cache=str(tmp_path / "cache"), cache_tokens=4)
-    assert (
-        small.cache is not None and not small.cache.reused and 0 < small.cache.mean_rest < small.cache.largest_rest < 1
-    )
-    whole, folded = (score(one, "KL to the teacher") for one in (online, small))
-    assert 0 < folded.before < whole.before
-
-
-@pytest.mark.parametrize("scheme", ["W3A16", "NF4"])
-def test_a_quantized_student_is_trained_on_its_grid(
-    make: Make, compress: Any, distill: Any, tmp_path: Path, scheme: str
-) -> None:
-    teacher = make()
-    compress(teacher, tmp_path / "small", scheme=scheme)
-    before = RunReport.load(tmp_path / "small")
-    found = distill(
-        teacher, stages=[{"verify": {}}, {"card": {}}], student=str(tmp_path / "small"),
-        training={"max_steps": 4, "learning_rate": 2e-3}, adapter={"rank": 8},
-    )  # fmt: skip
-    assert found.grid is not None and found.grid.num_linears == 14 and 0 < found.grid.changed_codes_frac < 0.5
-    after = RunReport.load(tmp_path / "out")
-    assert after.output is not None and before.output is not None
-    assert (after.output.format, after.output.weights_bytes) == (before.output.format, before.output.weights_bytes)
-    assert [row.scheme for row in after.linears] == [row.scheme for row in before.linears]
-    assert all(check.passed for check in after.checks) and len(after.checks) == 8
-    config = [json.loads((tmp_path / one / "config.json").read_text()) for one in ("small", "out")]
-    assert config[0] == config[1]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("scheme", ["W2A16"])
-def test_training_on_the_grid_recovers_what_quantizing_lost(tmp_path: Path, scheme: str) -> None:
-    """On trained weights, and on rows that the student was not trained on."""
-    from llmcompress import resources
-
-    text = resources.folder("calibration") / "tiny.jsonl"
-    small, out = tmp_path / "small", tmp_path / "out"
-    quantize = {"scheme": scheme, "group_size": 64, "calibration": "tiny", "num_samples": 32}
-    data = {"path": str(text), "seq_len": 128, "heldout_frac": 0.1}
-    training = {"max_steps": 100, "learning_rate": 1e-3}
-    head = {"model": "bundled/tiny", "seed": 0}
-    run(Recipe.of(head | {"output": str(small), "stages": [{"quantize": quantize}]}), Silent())
-    stage = {"data": data, "training": training, "student": str(small)}
-    run(Recipe.of(head | {"output": str(out), "stages": [{"distill": stage}]}), Silent())
-    found = RunReport.load(out).distillation
-    assert found is not None
-    kl = score(found, "KL to the teacher")
-    assert kl.after < 0.9 * kl.before
-
-
-def test_a_quantized_teacher(make: Make, compress: Any, distill: Any, tmp_path: Path) -> None:
-    compress(make(), tmp_path / "small", scheme="NF4")
-    found = distill(tmp_path / "small", keep=0.5)
-    assert any("quantized (bitsandbytes); run with our own dequantized weights" in note for note in found.notes)
-    config = json.loads((tmp_path / "out" / "config.json").read_text())
-    assert "quantization_config" not in config and RunReport.load(tmp_path / "out").output.format == "plain"  # type: ignore[union-attr]
-
-
 def test_padding_rows_are_left_out_and_said(make: Make, distill: Any, tmp_path: Path) -> None:
     teacher = make()
     wide = tiny_models.save(
@@ -230,6 +75,38 @@ def test_padding_rows_are_left_out_and_said(make: Make, distill: Any, tmp_path: 
     tiny_models.save_tokenizer(wide)
     found = distill(teacher, student=str(wide))
     assert any("96 and 112 rows of logits" in note for note in found.notes)
+
+
+def test_a_student_is_evaluated_against_its_teacher_and_against_another(
+    make: Make, distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from llmcompress.checkpoint.reader import Checkpoint
+    from llmcompress.evaluate.stage import EvaluateSettings, evaluate
+
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
+    teacher, other = make(), tmp_path / "other"
+    tiny_models.save(other, tiny_models.configs()["llama"], seed=4)
+    tiny_models.save_tokenizer(other)
+    foreign = tiny_models.save(tmp_path / "foreign", tiny_models.configs()["llama"], seed=4)
+    tiny_models.save_tokenizer(foreign, vocab_size=90)
+    (tmp_path / "held.txt").write_text(tiny_models.words(400, seed=9))
+    held = {"name": "held", "file": "held.txt", "field": "text", "seq_len": 32, "num_tokens": 320, "budget_kl": 0.1}
+    suite = {"name": "s", "description": "one text", "tasks": [], "texts": [held]}
+    (tmp_path / "suite.yaml").write_text(json.dumps(suite))
+    found = distill(teacher, keep=0.5, training={"max_steps": 12})
+
+    def text_of(baseline: Path) -> Any:
+        settings = EvaluateSettings(suite=str(tmp_path / "suite.yaml"))
+        opened = Checkpoint.open(baseline)
+        return evaluate(tmp_path / "out", opened, settings, seed=0, progress=Silent(), samples_dir=None).texts[0]
+
+    beside, apart = text_of(teacher), text_of(other)
+    assert 0 < beside.kl < apart.kl and beside.shared_entries is None
+    assert beside.kl == pytest.approx(score(found, "KL to the teacher").after, rel=0.3)
+    assert beside.compressed_perplexity == apart.compressed_perplexity
+    assert beside.baseline_perplexity != apart.baseline_perplexity
+    with pytest.raises(LLMCompressError, match="tokenizers turn it into different tokens"):
+        text_of(foreign)
 
 
 def test_a_student_from_a_config_alone(make: Make, distill: Any, tmp_path: Path) -> None:
@@ -241,26 +118,6 @@ def test_a_student_from_a_config_alone(make: Make, distill: Any, tmp_path: Path)
     )
     assert found.student.startswith("random weights") and found.projection_parameters == 32 * 64
     assert (tmp_path / "out" / "tokenizer.json").is_file()
-
-
-@pytest.mark.parametrize("auto, losses, metric", [
-    ("AutoModelForMaskedLM", {"forward_kl": 5, "ce": 2, "hidden_cosine": 1}, "perplexity"),
-    ("AutoModelForSequenceClassification", {"embedding": 1, "hidden_mse": 1, "attention_mse": 1, "forward_kl": 1}, "accuracy"),
-    ("AutoModel", {}, "cosine to the teacher"),
-])  # fmt: skip
-def test_encoders(distill: Any, tmp_path: Path, auto: str, losses: dict[str, float], metric: str) -> None:
-    import transformers
-
-    teacher = encoder(tmp_path / "teacher", auto, **({"num_labels": 3} if "Classification" in auto else {}))
-    phases = {"phase_frac": 0.5} if "attention_mse" in losses else {}
-    found = distill(
-        teacher, stages=[{"verify": {}}, {"card": {}}], keep=0.5, losses=losses, training={"max_steps": 12}, **phases
-    )
-    assert score(found, metric).after is not None and found.kind in ("masked", "classification", "embedding")
-    model = getattr(transformers, auto).from_pretrained(tmp_path / "out")
-    assert model.config.num_hidden_layers == 2
-    if metric.startswith("cosine"):
-        assert score(found, metric).after > score(found, metric).before
 
 
 def test_wrong_ends_are_refused(make: Make, distill: Any, tmp_path: Path) -> None:
@@ -278,7 +135,10 @@ def test_wrong_ends_are_refused(make: Make, distill: Any, tmp_path: Path) -> Non
         ({"layers": [0, 4]}, "4 is out of range"),
         ({}, "no student"),
         ({"keep": 0.5, "losses": {"sentence": 1}}, "a causal model gives no sentence vector"),
-        ({"student": str(encoder(tmp_path / "bert", "AutoModelForMaskedLM"))}, "is for masked, its teacher for causal"),
+        (
+            {"student": str(tiny_models.save_encoder(tmp_path / "bert", "AutoModelForMaskedLM"))},
+            "is for masked, its teacher for causal",
+        ),
     ]
     for settings, message in cases:
         with pytest.raises(LLMCompressError, match=message):
@@ -297,6 +157,10 @@ def test_wrong_ends_are_refused(make: Make, distill: Any, tmp_path: Path) -> Non
     ({"cache": "c", "losses": {"hidden_mse": 1}}, "a cache holds predictions only"),
     ({"one_at_a_time": True}, "one_at_a_time needs a cache"),
     ({"phase_frac": 0.5}, "losses of both kinds"),
+    ({"on_policy": {}, "cache": "c"}, "a cache holds predictions on the data's text"),
+    ({"on_policy": {}, "losses": {"hidden_mse": 1}}, "on_policy: matches predictions alone, not hidden_mse"),
+    ({"on_policy": {}, "losses": {"ce": 1}}, "has no labels"),
+    ({"on_policy": {"lmbda": 1.5}}, "lmbda: input should be less than or equal to 1"),
 ])  # fmt: skip
 def test_settings_that_make_no_sense(settings: dict[str, Any], message: str) -> None:
     stage = {"data": "x.jsonl", **settings}

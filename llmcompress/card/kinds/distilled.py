@@ -11,6 +11,8 @@ from llmcompress.card.sections import source_name
 from llmcompress.report import RunReport
 from llmcompress.training_report import Distillation, DistillScore
 
+FIGURE = "llmcompress/figures/training.png"
+"""Loss over the steps; drawn by figures.py for every report with a curve."""
 LOSSES = {
     "forward_kl": "KL(teacher || student)",
     "reverse_kl": "KL(student || teacher)",
@@ -86,7 +88,8 @@ def distillation(found: Distillation) -> str:
     )
     side = table(["figure", "teacher", "student untrained", "student"], _side_by_side(found), right=(1, 2, 3))
     said = [f"- {line}" for line in (*_how(found), *found.notes)]
-    return section("Teacher and student", side, legend, "\n".join(said))
+    curve = f"![Training loss over the steps]({FIGURE})" if len(found.training.curve) > 1 else ""
+    return section("Teacher and student", side, legend, "\n".join(said), curve)
 
 
 def _side_by_side(found: Distillation) -> list[list[str]]:
@@ -130,6 +133,13 @@ def _how(found: Distillation) -> list[str]:
         kept = f"{count(found.cache.num_kept)} likeliest tokens and the exact mass of all others"
         rest = f"{percent(found.cache.mean_rest)} on average, {percent(found.cache.largest_rest)} at most"
         lines.append(f"Predictions of the teacher were read from a cache: the {kept} ({rest})")
+    if found.on_policy is not None:
+        own = found.on_policy
+        lines.append(
+            f"On-policy (GKD): the student wrote the text of {count(own.own_batches)} of {count(own.batches)} batches "
+            f"itself (lmbda {significant(own.lmbda, 3)}, {count(own.own_tokens)} tokens, at most "
+            f"{count(own.max_new_tokens)} per row)"
+        )
     if found.grid is not None:
         share = percent(found.grid.changed_codes_frac)
         lines.append(

@@ -90,10 +90,31 @@ def test_another_teacher_other_data_or_settings_find_nothing(tmp_path: Path) -> 
         assert cache.find(tmp_path, asked(**changes)) is None
     renamed = (cache.CachedTeacher(name="moved", identity="abc", share=1.0),)
     assert cache.find(tmp_path, asked(teachers=renamed)) is not None
-    assert cache.others(tmp_path, asked(teachers=other)) == ["big"]
-    assert (
-        cache.others(tmp_path, asked(teachers=renamed)) == cache.others(tmp_path, asked(teachers=other, data="e")) == []
-    )
+    cache.check(tmp_path, asked(teachers=renamed))
+    cache.check(tmp_path, asked(part="held-out", data="e"))
+    assert cache.clear(tmp_path, asked(teachers=renamed)) == []
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({"teachers": (cache.CachedTeacher(name="small", identity="def", share=1.0),)},
+     r"predictions of big \(identity abc\), and the teacher is small \(identity def\)"),
+    ({"teachers": tuple(cache.CachedTeacher(name=n, identity=n, share=0.5) for n in "xy")},
+     r"the teacher is x \(identity x, share 0.5\) and y"),
+    ({"data": "e"}, r"other rows \(digest d, now e"),
+    ({"temperature": 2.0}, "temperature 1.0, now 2.0"),
+    ({"num_kept": 9}, "likeliest tokens kept 8, now 9"),
+    ({"combine": "logits"}, "averaged over teachers probabilities, now logits"),
+])  # fmt: skip
+def test_what_was_filled_for_something_else_is_refused_or_filled_again(
+    tmp_path: Path, changes: dict[str, object], message: str
+) -> None:
+    old = fill(tmp_path, asked(), distribution(0)).folder
+    wanted = asked(**changes)
+    with pytest.raises(LLMCompressError, match=message) as caught:
+        cache.check(tmp_path, wanted)
+    assert "--refill-cache" in (caught.value.hint or "")
+    assert cache.clear(tmp_path, wanted) == [old.name] and not old.exists()
+    cache.check(tmp_path, wanted)
 
 
 def test_damage_is_said(tmp_path: Path) -> None:
@@ -101,6 +122,7 @@ def test_damage_is_said(tmp_path: Path) -> None:
     (folder / cache.IDS).write_bytes(b"nonsense")
     with pytest.raises(LLMCompressError, match="damaged teacher cache"):
         cache.find(tmp_path, asked())
+    assert cache.clear(tmp_path, asked()) == [folder.name]
 
 
 def test_an_interrupted_write_leaves_no_entry(tmp_path: Path) -> None:

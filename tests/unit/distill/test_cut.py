@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmcompress.distill.cut import find_widths
+from llmcompress.distill.cut import _TIED_HEADS, find_widths
 from llmcompress.distill.importance import contributions
 from llmcompress.distill.shaping import student_from
 from llmcompress.errors import LLMCompressError
@@ -144,6 +144,28 @@ def test_layers_that_are_wrong(layers: tuple[int, ...], message: str) -> None:
         student_from(random_model(deeper("llama")), **NOTHING | {"layers": layers})
 
 
-def test_heads_of_bert_are_refused() -> None:
-    with pytest.raises(LLMCompressError, match="bert: fewer heads need"):
+@pytest.mark.parametrize(
+    "name", ["AlbertConfig", "BertConfig", "DistilBertConfig", "ElectraConfig", "MPNetConfig", "RobertaConfig"]
+)
+def test_heads_of_encoders_are_refused_since_their_config_cannot_say_so(name: str) -> None:
+    """Of the BERT family, transformers makes the same attention from half the heads, each twice as large."""
+    import transformers
+
+    def attention(**changes: int) -> list[tuple[int, ...]]:
+        shape = {"hidden_size": 64, "dim": 64, "num_attention_heads": 4, "n_heads": 4, "embedding_size": 64}
+        config = getattr(transformers, name)(vocab_size=96, num_hidden_layers=1, n_layers=1, **(shape | changes))
+        torch.manual_seed(0)
+        found = transformers.AutoModel.from_config(config)
+        return [tuple(p.shape) for path, p in found.named_parameters() if "attention" in path and 64 in p.shape]
+
+    fewer = attention(num_attention_heads=2, n_heads=2, head_dim=16, attention_head_size=16)
+    assert fewer == attention(), "it took head_dim: fewer heads can be cut after all"
+    config = getattr(transformers, name)()
+    assert config.model_type in _TIED_HEADS
+
+
+def test_heads_of_bert_are_refused_with_the_reason() -> None:
+    with pytest.raises(
+        LLMCompressError, match=r"bert: computes the size of a head as hidden size over heads \(64 / 4\)"
+    ):
         student_from(random_model(bert(), "AutoModelForMaskedLM"), **NOTHING | {"keep_heads": 0.5})

@@ -216,3 +216,15 @@ def test_settings_refuse_what_they_do_not_know() -> None:
         EvaluateSettings.model_validate({"suite": "s", "engine": "fast"})
     with pytest.raises(ValueError, match="batch"):
         EvaluateSettings.model_validate({"suite": "s", "batch": 3})
+
+
+def test_a_student_with_other_padding_rows_against_its_teacher(
+    make_checkpoint: Callable[..., Path], dense: Path, declare: Declare
+) -> None:
+    """The rows of the vocabulary that only one of them has are left out, and that is said."""
+    vocabulary = json.loads((dense / "config.json").read_text())["vocab_size"]
+    student, heard = make_checkpoint(seed=5, num_hidden_layers=1, vocab_size=vocabulary + 8), Heard()
+    result = compare(student, dense, declare(), heard)
+    assert result.texts[0].shared_entries == vocabulary and result.texts[0].kl > 0
+    assert any(f"{vocabulary} and {vocabulary + 8} entries for the same tokens" in line for line in heard.lines)
+    assert compare(dense, student, declare()).texts[0].shared_entries == vocabulary

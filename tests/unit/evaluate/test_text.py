@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate.text import compare_rows, read_text, rows_at_once, token_rows
+from llmcompress.evaluate.text import compare_rows, read_text, rows_at_once, shared_entries, token_rows
 
 
 class Table:
@@ -60,6 +60,27 @@ def test_figures_equal_a_float64_formula(chunk_bytes: int, monkeypatch: pytest.M
         assert stats.kl_N[row] == pytest.approx(kl[now].mean(), rel=1e-10)
         assert stats.agreement_N[row] == (p.argmax(-1) == q.argmax(-1))[now].mean()
     assert stats.tokens_per_row == 8
+
+
+def test_padding_rows_are_left_out_of_both_distributions() -> None:
+    generator = torch.Generator().manual_seed(0)
+    base, comp = torch.randn(7, 7, generator=generator), torch.randn(7, 7, generator=generator)
+    wide = torch.nn.functional.pad(comp, (0, 3), value=5.0)
+    tokens = torch.arange(14).reshape(2, 7) % 7
+    plain = compare_rows(Table(base), Table(comp), tokens, batch_size=2)
+    padded = compare_rows(Table(base), Table(wide), tokens, batch_size=2, entries=7)
+    assert (padded.kl_N == plain.kl_N).all() and (padded.compressed_nll_N == plain.compressed_nll_N).all()
+    with pytest.raises(LLMCompressError, match="7 entries and 10"):
+        compare_rows(Table(base), Table(wide), tokens, batch_size=2)
+
+
+def test_which_entries_two_models_share() -> None:
+    tokens = {"a": 0, "b": 1, "c": 2}
+    assert shared_entries((4, 4), (tokens, {})) is None
+    assert shared_entries((4, 6), (tokens, dict(tokens))) == shared_entries((6, 4), (tokens, dict(tokens))) == 4
+    for widths, other in (((4, 6), {"a": 0}), ((2, 6), dict(tokens))):
+        with pytest.raises(LLMCompressError, match=f"{widths[0]} entries and {widths[1]}, for 3 tokens"):
+            shared_entries(widths, (tokens, other))
 
 
 def test_a_model_and_itself_do_not_differ() -> None:
