@@ -51,9 +51,9 @@ def test_training_on_the_grid_recovers_what_quantizing_lost(tmp_path: Path, sche
 
     text = resources.folder("calibration") / "tiny.jsonl"
     small, out = tmp_path / "small", tmp_path / "out"
-    quantize = {"scheme": scheme, "group_size": 64, "calibration": "tiny", "num_samples": 32}
-    data = {"path": str(text), "seq_len": 128, "heldout_frac": 0.1}
-    training = {"max_steps": 100, "learning_rate": 1e-3}
+    quantize = {"scheme": scheme, "group_size": 64, "method": "rtn"}
+    data = {"path": str(text), "seq_len": 64, "heldout_frac": 0.1, "max_rows": 400}
+    training = {"max_steps": 60, "learning_rate": 1e-3}
     head = {"model": "bundled/tiny", "seed": 0}
     run(Recipe.of(head | {"output": str(small), "stages": [{"quantize": quantize}]}), Silent())
     stage = {"data": data, "training": training, "student": str(small)}
