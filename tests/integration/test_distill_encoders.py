@@ -8,7 +8,10 @@ from typing import Any
 
 import pytest
 
-from llmcompress.report import Distillation
+from llmcompress.progress import Silent
+from llmcompress.recipe import load
+from llmcompress.report import Distillation, RunReport
+from llmcompress.run import run
 from tests import tiny_models
 
 Make = Callable[..., Path]
@@ -37,3 +40,21 @@ def test_encoders(distill: Any, tmp_path: Path, auto: str, losses: dict[str, flo
     assert model.config.num_hidden_layers == 2
     if metric.startswith("cosine"):
         assert score(found, metric).after > score(found, metric).before
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, auto, changes", [
+    ("tinybert", "AutoModelForSequenceClassification", {"num_labels": 3}),
+    ("distilbert", "AutoModelForMaskedLM", {}),
+])  # fmt: skip
+def test_shipped_recipes_run_with_another_teacher_and_other_rows(
+    data: Path, tmp_path: Path, name: str, auto: str, changes: dict[str, int]
+) -> None:
+    teacher = tiny_models.save_encoder(tmp_path / "teacher", auto, layers=12, **changes)
+    said = [f"model={teacher}", f"output={tmp_path / 'out'}", f"distill.data.path={data}"]
+    run(load(name, [*said, "distill.training.max_steps=4"]), Silent())
+    report = RunReport.load(tmp_path / "out")
+    found = report.distillation
+    assert found is not None and "layers 0, 2, 4, 7, 9, 11 of 12" in found.student
+    assert found.layer_maps == (["5:11"] if name == "distilbert" else ["0:1,1:3,2:5,3:7,4:9,5:11"])
+    assert len(found.losses) == (3 if name == "distilbert" else 4) and all(check.passed for check in report.checks)
