@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -42,3 +43,12 @@ def test_who_writes_no_text_cannot_be_trained_on_it(make: Make, distill: Any, tm
     packed = {"path": str(tmp_path / "train.jsonl"), "packing": True}
     with pytest.raises(LLMCompressError, match="packed rows have no prompt"):
         distill(make(), keep=0.5, on_policy={}, data=packed)
+
+
+def test_without_trl_it_is_said_what_to_install(
+    make: Make, distill: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "trl.experimental", None)
+    with pytest.raises(LLMCompressError, match="on_policy: needs trl") as caught:
+        distill(make(), keep=0.5, on_policy={})
+    assert "llmcompress[train]" in (caught.value.hint or "") and not (tmp_path / "out").exists()
