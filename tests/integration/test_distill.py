@@ -89,7 +89,7 @@ def test_a_student_is_evaluated_against_its_teacher_and_against_another(
     tiny_models.save_tokenizer(other)
     foreign = tiny_models.save(tmp_path / "foreign", tiny_models.configs()["llama"], seed=4)
     tiny_models.save_tokenizer(foreign, vocab_size=90)
-    (tmp_path / "held.txt").write_text(tiny_models.words(400, seed=9))
+    (tmp_path / "held.txt").write_text(tiny_models.words(400, seed=90))
     held = {"name": "held", "file": "held.txt", "field": "text", "seq_len": 32, "num_tokens": 320, "budget_kl": 0.1}
     suite = {"name": "s", "description": "one text", "tasks": [], "texts": [held]}
     (tmp_path / "suite.yaml").write_text(json.dumps(suite))
