@@ -71,7 +71,8 @@ def test_an_adapter_alone_has_a_card_and_a_figure(model: Path, rows: Path, tmp_p
     shown = public(report)
     assert adapter_kind.ENTRY.owns(shown) and adapter_kind.ENTRY.relation == "adapter"
     text = "\n".join(adapter_kind.ENTRY.sections(shown))
-    assert "PeftModel.from_pretrained" in text and "average rank 4" in text and str(tmp_path) not in text
+    card = (out / "README.md").read_text()
+    assert "average rank 4" in text and "PeftModel.from_pretrained" in card and str(tmp_path) not in card
 
 
 @pytest.mark.parametrize(
