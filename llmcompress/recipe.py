@@ -158,16 +158,21 @@ def _entries(source: Located) -> tuple[list[Entry], list[LLMCompressError]]:
     return entries, problems + _order(entries, source)
 
 
+NOT_OF_AN_ADAPTER = ("finetune", "distill", "quantize", "check")
+"""Stages that need a model of its own; an adapter is first merged into one."""
+
+
 def _order(entries: list[Entry], source: Located) -> list[LLMCompressError]:
-    """Makers come first, in any order, and evidence after them in its own; an adapter can only be merged."""
+    """Makers come first, in any order, and evidence after them in its own; no engine loads an adapter by itself."""
     ranks = dict.fromkeys(MAKERS, 0) | {name: rank for rank, name in enumerate(EVIDENCE, 1)}
     rule = f"{', '.join(MAKERS)} run in the order given, then {', '.join(EVIDENCE)}, each at most once"
     problems = []
     for index, (before, entry) in enumerate(pairwise(entries), 1):
         again = entry.name in {one.name for one in entries[:index]}
+        maker = next((one.name for one in reversed(entries[:index]) if one.name in MAKERS), None)
         if again or ranks[entry.name] < ranks[before.name]:
             problems.append(_at(source.where(entry.path), f"stage {entry.name} after {before.name}: {rule}"))
-        elif before.name == "finetune" and entry.name not in ("merge", "card"):
+        elif entry.name in NOT_OF_AN_ADAPTER and maker == "finetune":
             text = f"stage {entry.name} after finetune, which makes an adapter and no checkpoint of its own"
             problems.append(_at(source.where(entry.path), text, "put `- merge: {}` between them"))
     return problems

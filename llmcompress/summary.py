@@ -127,5 +127,7 @@ def _evaluation(evaluation: Evaluation) -> list[str]:
         )
     for text in evaluation.texts:
         perplexities = f"{text.baseline_perplexity:.3f} -> {text.compressed_perplexity:.3f}"
-        lines.append(f"           {text.name:<20} perplexity {perplexities}, KL {text.kl:.5f}  {text.verdict}")
+        budgets = text.budget_kl, text.budget_perplexity_ratio
+        verdict = "no budget" if budgets == (None, None) else text.verdict
+        lines.append(f"           {text.name:<20} perplexity {perplexities}, KL {text.kl:.5f}  {verdict}")
     return lines

@@ -3,6 +3,7 @@
     base_model, base_model_relation   only when the source is on the Hub: a local path there fails the upload
     library_name, pipeline_tag        what loads it and what it does
     license, language                 as the source states them
+    datasets                          those of the Hub that it was trained on
     tags                              layout, method and width, as people search for them
     model-index                       every measured score
 
@@ -22,9 +23,17 @@ import yaml
 
 from llmcompress.card.kind import KINDS, kind_of_card
 from llmcompress.card.licences import KNOWN, licence_fields
+from llmcompress.card.public import datasets
 from llmcompress.report import RunReport, TaskResult, TextResult
 
 PIPELINE = "text-generation"
+PIPELINES = {
+    "causal": PIPELINE,
+    "masked": "fill-mask",
+    "classification": "text-classification",
+    "embedding": "sentence-similarity",
+}
+"""Of a student, by its kind."""
 RELATIONS = ("adapter", "merge", "quantized", "finetune")
 _HUB_ID = re.compile(r"(?!.*(--|\.\.))[A-Za-z0-9][\w.-]{0,95}(/[A-Za-z0-9_][\w.-]{0,95})?")
 _LANGUAGE = re.compile(r"[a-z]{2,3}|code|multilingual")
@@ -38,15 +47,22 @@ def front_matter(report: RunReport, name: str) -> dict[str, Any]:
         front |= {"base_model": source.hub_id, "base_model_relation": kind.relation if kind else "quantized"}
     front |= {
         "library_name": kind.library if kind else "transformers",
-        "pipeline_tag": (source and source.pipeline_tag) or PIPELINE,
+        "pipeline_tag": _pipeline(report),
     }
     if source:
         front |= licence_fields(source)
         languages = [language for language in source.languages if _LANGUAGE.fullmatch(language)]
         front |= {"language": languages} if languages else {}
+    front |= {"datasets": datasets(report)} if datasets(report) else {}
     front["tags"] = _tags(report)
     results = _results(report)
     return front | ({"model-index": [{"name": name, "results": results}]} if results else {})
+
+
+def _pipeline(report: RunReport) -> str:
+    """What it does: what the source says of itself, or what its kind of student is for."""
+    stated = report.source.pipeline_tag if report.source else None
+    return stated or (PIPELINES[report.distillation.kind] if report.distillation else PIPELINE)
 
 
 def as_text(front: Mapping[str, Any]) -> str:

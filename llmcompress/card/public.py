@@ -13,6 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
+from llmcompress.data.records import SUFFIXES
 from llmcompress.report import RunReport
 from llmcompress.resources import BUNDLED
 
@@ -30,9 +31,9 @@ _MACHINE_PATH = re.compile(
 def public(report: RunReport) -> RunReport:
     """A copy of the report in which every local path is cut to its last part."""
     source = report.source
-    hub_id = source.hub_id if source else None
+    hub = _of_the_hub(report)
     names = [*_strings(report.recipe), *([source.name] if source else [])]
-    paths = sorted({name for name in names if _is_path(name, hub_id) and len(name) > 2}, key=len, reverse=True)
+    paths = sorted({name for name in names if _is_path(name, hub) and len(name) > 2}, key=len, reverse=True)
     known = re.compile("|".join(rf"(?<![\w./\\-]){re.escape(path)}(?![\w-])" for path in paths) or r"(?!)")
 
     def clean(text: str) -> str:
@@ -40,8 +41,20 @@ def public(report: RunReport) -> RunReport:
 
     data: dict[str, Any] = _each_string(report.model_dump(exclude={"recipe"}), clean)
     if source:
-        data["source"]["name"] = last_part(source.name) if _is_path(source.name, hub_id) else source.name
-    return RunReport.model_validate(data | {"recipe": _public_recipe(report.recipe, hub_id)})
+        data["source"]["name"] = last_part(source.name) if _is_path(source.name, hub) else source.name
+    return RunReport.model_validate(data | {"recipe": _public_recipe(report.recipe, hub)})
+
+
+def datasets(report: RunReport) -> list[str]:
+    """The datasets of the Hub that it was trained on; a file stands in a report by its name, which has a suffix."""
+    trained = [part.data.source for part in (report.finetune, report.distillation) if part]
+    return sorted({source.split(" at ")[0] for source in trained if not source.endswith(SUFFIXES)})
+
+
+def _of_the_hub(report: RunReport) -> frozenset[str]:
+    """Names that look like paths and are the Hub's."""
+    ids = [report.source.hub_id] if report.source and report.source.hub_id else []
+    return frozenset([*ids, *datasets(report)])
 
 
 def local_paths(text: str) -> list[str]:
@@ -63,8 +76,8 @@ def last_part(path: str) -> str:
     return parts[-1] if parts else UNNAMED
 
 
-def _is_path(value: str, hub_id: str | None) -> bool:
-    if value == hub_id or value.startswith(BUNDLED):
+def _is_path(value: str, hub: frozenset[str]) -> bool:
+    if value in hub or value.startswith(BUNDLED):
         return False
     return bool(re.search(r"[/\\]", value)) or value in (".", "..") or value.startswith("~")
 
@@ -81,11 +94,11 @@ def _strings(recipe: dict[str, Any]) -> list[str]:
     return found
 
 
-def _public_recipe(recipe: dict[str, Any], hub_id: str | None) -> dict[str, Any]:
+def _public_recipe(recipe: dict[str, Any], hub: frozenset[str]) -> dict[str, Any]:
     """The recipe with every path cut; what looks like `org/name` is kept only where it is known to be the Hub's."""
 
     def clean(value: str) -> str:
-        return last_part(value) if _is_path(value, hub_id) else value
+        return last_part(value) if _is_path(value, hub) else value
 
     cleaned: dict[str, Any] = _each_string(recipe, clean)
     exact = {"revision": recipe["revision"]} if "revision" in recipe else {}

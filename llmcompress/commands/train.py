@@ -52,7 +52,7 @@ def finetune(
     overrides: Overrides = None,
     as_json: Json = False,
 ) -> int:
-    """Train an adapter on a frozen checkpoint, measure it on held-out rows, and draw the card."""
+    """Train an adapter on a frozen checkpoint, measure it on held-out rows, verify the files, and draw the card."""
     rows = given({"path": data, "seq_len": seq_len, "packing": packing or None, "heldout": heldout})
     training = given(
         {
@@ -80,7 +80,7 @@ def finetune(
     }
     head = {"model": model, "output": str(output), "seed": seed, "revision": revision}
     head |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    recipe = head | {"stages": [{"finetune": given(settings)}, {"card": {}}]}
+    recipe = head | {"stages": [{"finetune": given(settings)}, {"verify": {}}, {"card": {}}]}
     if show_examples is not None:
         return _show(recipe, overrides, show_examples, as_json)
     return run_stages(recipe, overrides, as_json, overwrite=overwrite)

@@ -1,8 +1,9 @@
 """transformers' own OpenAI-compatible server, with a door in front of it and the API's error shape.
 
 The app, its routes and its generation are transformers'; its `build_server` is wrapped on the way in, and what it gives
-is given three things more: the door (door.py), errors as OpenAI's clients expect them, and a list of models that names
-the one that is served. uvicorn drains on SIGTERM: it stops listening, finishes what it has begun, and ends.
+is given three things more: the door (door.py), errors as OpenAI's clients expect them, and the served name alone in the
+list of models and in every answer (the engine adds a revision to it). uvicorn drains on SIGTERM: it stops listening,
+finishes what it has begun, and ends.
 """
 
 from __future__ import annotations
@@ -57,12 +58,20 @@ def _with_door(build: Callable[..., Any], name: str, key: str | None) -> Callabl
     def build_server(model_manager: Any, *args: Any, **kwargs: Any) -> Any:
         served = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "llmcompress"}
         model_manager.get_gen_models = lambda *_: [served]
+        for handler in (*args, *kwargs.values()):
+            if hasattr(handler, "_resolve_model"):
+                handler._resolve_model = _named(handler._resolve_model, name)
         app = build(model_manager, *args, **kwargs)
         _say_errors_as_the_api_does(app)
         app.add_middleware(Door, key=key)
         return app
 
     return build_server
+
+
+def _named(resolve: Callable[[Any], tuple[Any, ...]], name: str) -> Callable[[Any], tuple[Any, ...]]:
+    """The engine's way from a request to (id, model, processor), with the name that was asked for as the id."""
+    return lambda body: (name, *resolve(body)[1:])
 
 
 def _say_errors_as_the_api_does(app: Any) -> None:

@@ -71,14 +71,16 @@ def test_an_adapter_alone_has_a_card_and_a_figure(model: Path, rows: Path, tmp_p
     shown = public(report)
     assert adapter_kind.ENTRY.owns(shown) and adapter_kind.ENTRY.relation == "adapter"
     text = "\n".join(adapter_kind.ENTRY.sections(shown))
-    assert "PeftModel.from_pretrained" in text and "average rank 4" in text and str(tmp_path) not in text
+    card = (out / "README.md").read_text()
+    assert "average rank 4" in text and "PeftModel.from_pretrained" in card and str(tmp_path) not in card
 
 
 @pytest.mark.parametrize(
     ("stages", "said"),
     [
         (["finetune", "quantize"], "stage quantize after finetune, which makes an adapter"),
-        (["finetune", "verify"], "stage verify after finetune"),
+        (["finetune", "distill"], "stage distill after finetune"),
+        (["finetune", "verify", "check"], "stage check after finetune"),
         (["merge", "merge"], "stage merge after merge"),
         (["verify", "merge"], "stage merge after verify"),
     ],
@@ -87,6 +89,13 @@ def test_an_order_that_cannot_work_is_refused(stages: list[str], said: str) -> N
     filled: dict[str, Any] = {"finetune": {"data": "rows.jsonl"}}
     with pytest.raises(LLMCompressError, match=said):
         Recipe.of({"model": "m", "output": "o", "stages": [{name: filled.get(name, {})} for name in stages]})
+
+
+def test_an_adapter_is_verified_and_evaluated_without_a_merge() -> None:
+    filled: dict[str, Any] = {"finetune": {"data": "rows.jsonl"}, "evaluate": {"suite": "tiny"}}
+    names = ["finetune", "verify", "evaluate", "measure", "card"]
+    built = Recipe.of({"model": "m", "output": "o", "stages": [{name: filled.get(name, {})} for name in names]})
+    assert [stage.name for stage in built.stages] == names
 
 
 @pytest.mark.slow

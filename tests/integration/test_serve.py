@@ -85,13 +85,15 @@ def test_chat_uses_the_models_own_template(client: Any, folder: Path) -> None:
     expected = loaded.tokenizer.decode(written, skip_special_tokens=True)
     answer = client.chat.completions.create(model="tiny-nf4", messages=MESSAGES, max_tokens=12, temperature=0)
     assert answer.choices[0].message.content == expected and expected
-    assert answer.usage.prompt_tokens == inputs["input_ids"].shape[1]
+    assert answer.usage.prompt_tokens == inputs["input_ids"].shape[1] and answer.model == "tiny-nf4"
 
 
 def test_completions_streaming_and_stop(client: Any) -> None:
     asked = {"model": "tiny-nf4", "prompt": "3 plus 4 makes", "max_tokens": 16, "temperature": 0}
     whole = client.completions.create(**asked)
-    pieces = [chunk.choices[0].text for chunk in client.completions.create(**asked, stream=True)]
+    chunks = list(client.completions.create(**asked, stream=True))
+    assert {whole.model, *(chunk.model for chunk in chunks)} == {"tiny-nf4"}
+    pieces = [chunk.choices[0].text for chunk in chunks]
     assert len(pieces) > 2 and "".join(pieces).strip() == whole.choices[0].text.strip() != ""
     stopped = client.completions.create(**asked, stop=["."])
     assert (

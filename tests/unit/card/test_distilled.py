@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import pytest
+
 from llmcompress.card.build import card_text
 from llmcompress.card.frontmatter import front_matter, problems
 from llmcompress.card.kinds.distilled import ENTRY
@@ -62,6 +66,33 @@ def test_metadata() -> None:
     assert not problems(front) and "distillation" in front["tags"] and "quantized" not in front["tags"]
     if "base_model" in front:
         assert front["base_model_relation"] == "finetune"
+
+
+def test_a_dataset_of_the_hub_is_named_and_a_file_is_not() -> None:
+    report = student()
+    report.recipe = {"model": "/home/me/big", "stages": [{"distill": {"data": {"path": "org/texts"}}}]}
+    assert report.distillation is not None and "datasets" not in front_matter(public(report), "small")
+    report.distillation.data.source = "org/texts at 0123abc"
+    seen = public(report)
+    assert front_matter(seen, "small")["datasets"] == ["org/texts"] and not problems(front_matter(seen, "small"))
+    assert seen.recipe["stages"][0]["distill"]["data"]["path"] == "org/texts"
+
+
+@pytest.mark.parametrize(
+    ("kind", "pipeline", "loader"),
+    [
+        ("masked", "fill-mask", "AutoModelForMaskedLM"),
+        ("classification", "text-classification", "AutoModelForSequenceClassification"),
+        ("embedding", "sentence-similarity", "AutoModel"),
+    ],
+)
+def test_an_encoder_says_what_it_is_for_and_how_it_is_loaded(kind: Any, pipeline: str, loader: str) -> None:
+    report = student()
+    assert report.distillation is not None and report.source is not None
+    report.distillation.kind, report.source.pipeline_tag = kind, None
+    assert front_matter(report, "small")["pipeline_tag"] == pipeline
+    card = card_text(public(report), "small", None, None)
+    assert f'model = {loader}.from_pretrained("USER/small")' in card and "vllm serve" not in card
 
 
 def test_facts_for_the_top_of_the_card() -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
+import subprocess
+import sys
 from collections.abc import MutableMapping
 from pathlib import Path
 from typing import Any
@@ -126,3 +128,45 @@ def test_the_door_takes_its_key_from_the_environment(monkeypatch: pytest.MonkeyP
     assert through(Door(app), {"type": "http"})[0]["status"] == 401
     monkeypatch.delenv("LLMCOMPRESS_API_KEY")
     assert through(Door(app), {"type": "http"}) == [{"type": "passed"}]
+
+
+WHERE_ONLY_VLLM_IS = """
+import sys
+for name in ("accelerate", "bitsandbytes", "compressed_tensors", "datasets", "greenlet", "lm_eval", "matplotlib", "numba",
+             "openai", "peft", "scipy", "trl"):
+    sys.modules[name] = None
+import torch
+import llmcompress.publish.serve as serving
+from llmcompress.cli import main
+
+def become(program, command, environment):
+    print("became", *command, environment["LLMCOMPRESS_API_KEY"] == "sk-1", environment["LLMCOMPRESS_API_KEY"] in command)
+    raise SystemExit(7)
+
+torch.cuda.is_available = lambda: True
+serving.find_spec = lambda name: object() if name == "vllm" else None
+serving.os.execvpe = become
+main()
+"""
+
+
+def test_the_cuda_image_needs_no_package_that_vllm_does_not_bring(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-1\n")
+    words = [
+        "serve",
+        finished,
+        "--engine",
+        "vllm",
+        "--host",
+        "0.0.0.0",
+        "--port",
+        "0",
+        "--api-key-file",
+        tmp_path / "key",
+    ]
+    command = [sys.executable, "-c", WHERE_ONLY_VLLM_IS, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 7, done.stderr
+    became = done.stdout.splitlines()[-1]
+    assert became.startswith(f"became vllm serve {finished} --served-model-name small-llama --host 0.0.0.0 --port ")
+    assert became.endswith("--middleware llmcompress.publish.door.Door True False"), "the key is no argument"
