@@ -44,7 +44,11 @@ class Shape:
 
 @dataclass(frozen=True, slots=True)
 class Budget:
-    """AdaLoRA's schedule in steps, `target` the average rank at the end."""
+    """AdaLoRA's schedule in steps, `target` the average rank at the end.
+
+    parts: batches of all processes that a step adds up. PEFT adds the orthogonality term to the loss of each, so each
+    gets its share of the weight.
+    """
 
     target: int
     initial: int
@@ -52,11 +56,13 @@ class Budget:
     final: int
     total: int
     orthogonality: float
+    parts: int
 
     @classmethod
     def of(
-        cls, target: int, initial: int | None, warmup_frac: float, final_frac: float, total: int, orthogonality: float
-    ) -> Budget:
+        cls, target: int, initial: int | None, warmup_frac: float, final_frac: float, total: int, orthogonality: float,
+        parts: int,
+    ) -> Budget:  # fmt: skip
         """The schedule for a run of `total` optimizer steps.
 
         Raises: LLMCompressError for a run too short, and an initial rank that is not above the target.
@@ -73,7 +79,7 @@ class Budget:
                 "train longer (--epochs, --max-steps), with a smaller --batch-size, or use --adapter lora",
             )
         warmup, final = int(warmup_frac * total), max(1, int(final_frac * total))
-        return cls(target, first, min(warmup, total - final - 1), final, total, orthogonality)
+        return cls(target, first, min(warmup, total - final - 1), final, total, orthogonality, parts)
 
 
 def attach(model: nn.Module, targets: Sequence[str], shape: Shape, budget: Budget | None, seed: int) -> Any:
@@ -100,7 +106,7 @@ def attach(model: nn.Module, targets: Sequence[str], shape: Shape, budget: Budge
             tfinal=budget.final,
             deltaT=max(1, budget.total // 100),
             total_step=budget.total,
-            orth_reg_weight=budget.orthogonality,
+            orth_reg_weight=budget.orthogonality / budget.parts,
             **common,
         )
     else:
@@ -169,8 +175,8 @@ def modules(model: Any) -> list[AdapterModule]:
     return found
 
 
-def save(model: Any, folder: Path, base_name: str) -> None:
-    """Write adapter_config.json and adapter_model.safetensors, which PEFT reads."""
+def save(model: Any, folder: Path, base_name: str, budget: Budget | None = None) -> None:
+    """Write adapter_config.json and adapter_model.safetensors, which PEFT reads. budget: AdaLoRA's, as trained with."""
     for config in model.peft_config.values():
         config.base_model_name_or_path = base_name
     with warnings.catch_warnings():
@@ -181,6 +187,8 @@ def save(model: Any, folder: Path, base_name: str) -> None:
     values = json.loads(config_file.read_text(encoding="utf-8"))
     if isinstance(values.get("target_modules"), list):
         values["target_modules"] = sorted(values["target_modules"])
+    if budget is not None:
+        values["orth_reg_weight"] = budget.orthogonality
     config_file.write_text(json.dumps(values, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 

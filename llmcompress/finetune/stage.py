@@ -130,8 +130,9 @@ def _prepare(source: Checkpoint, settings: FinetuneSettings, seed: int, progress
         total = total_steps(len(rows.train), settings.training)
         of = settings.adalora
         budget = engine.Budget.of(
-            settings.rank, of.initial_rank, of.warmup_frac, of.final_frac, total, of.orthogonality
-        )
+            settings.rank, of.initial_rank, of.warmup_frac, of.final_frac, total, of.orthogonality,
+            settings.training.accumulation * world_size(),
+        )  # fmt: skip
     return _Job(source, settings, plan, rows, padding, seed, progress, budget)
 
 
@@ -177,7 +178,7 @@ def _train(job: _Job, adapted: Any, workspace: Workspace, out: Path) -> Training
         kept = out.parent / f"{out.name}.last-good"
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
-        engine.save(adapted, kept, _base_name(job.source))
+        engine.save(adapted, kept, _base_name(job.source), job.budget)
         raise TrainingFailedError(f"{error.message}; its adapter is in {kept}", error.hint or "") from error
 
 
@@ -232,7 +233,7 @@ def _base_name(source: Checkpoint) -> str:
 def _write(job: _Job, adapted: Any, workspace: Workspace, report: RunReport) -> None:
     folder = workspace.final
     folder.mkdir(parents=True)
-    engine.save(adapted, folder, _base_name(job.source))
+    engine.save(adapted, folder, _base_name(job.source), job.budget)
     for path in side_files(job.source.folder):
         if path.name != "generation_config.json" and path.suffix != ".py":
             shutil.copyfile(path, folder / path.name)

@@ -16,7 +16,10 @@ from llmcompress.report import RunReport
 
 Compress = Callable[..., RunReport]
 ROOT = Path(__file__).resolve().parents[2]
-LAUNCH = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+TORCHRUN = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+ACCELERATE = [sys.executable, "-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2"]
+ACCELERATE += ["--main_process_port", "0"]
+"""torchrun underneath, which needs no GPU; `--cpu` would start one process."""
 DYING = """
 import os, signal
 from llmcompress.__main__ import main
@@ -32,10 +35,10 @@ main()
 """
 
 
-def together(recipe: Path) -> subprocess.CompletedProcess[str]:
-    """Run a recipe in two processes that torchrun starts."""
+def together(recipe: Path, launcher: list[str] = TORCHRUN) -> subprocess.CompletedProcess[str]:
+    """Run a recipe in two processes."""
     environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [*LAUNCH, "-m", "llmcompress", "run", str(recipe)]
+    command = [*launcher, "-m", "llmcompress", "run", str(recipe)]
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=240, check=False)
 
 
@@ -84,7 +87,7 @@ def test_two_processes_do_what_one_does_and_survive_a_death(
     assert "error: process 1 is gone" in said and "Traceback" not in said, said[-3000:]
     assert (tmp_path / ".killed.partial" / "layer-00000.json").is_file(), "what was finished is kept"
 
-    resumed = together(recipe("killed"))
+    resumed = together(recipe("killed"), ACCELERATE)
     assert resumed.returncode == 0 and "resuming: 1 of 3 decoder layers are done" in resumed.stderr
     again = RunReport.load(tmp_path / "killed")
     assert again.output is not None and report.output is not None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -85,6 +86,18 @@ def test_adalora_reaches_its_budget_and_says_where_the_rank_went(finetune: Finet
     for name, rank in ranks.items():
         assert stored[f"base_model.model.{name}.lora_A"].shape[0] == rank
     assert next(check for check in report.checks if check.name == "rank budget").passed
+
+
+def test_adalora_in_two_batches_a_step_is_adalora_in_one(finetune: Finetune, tmp_path: Path) -> None:
+    """PEFT adds its orthogonality term to every batch's loss: it must count once a step, however many there are."""
+    whole = finetune("whole", adapter="adalora", training={"batch_size": 4}).finetune
+    parts = finetune("parts", adapter="adalora", training={"batch_size": 2, "accumulation": 2}).finetune
+    assert whole is not None and parts is not None
+    found, wanted = ([point.loss for point in one.training.curve] for one in (parts, whole))
+    assert found == pytest.approx(wanted, rel=1e-4)
+    for out in ("whole", "parts"):
+        config = json.loads((tmp_path / out / "adapter_config.json").read_text())
+        assert config["orth_reg_weight"] == 0.5, "what was asked for"
 
 
 def test_without_the_driver_the_ranks_do_not_fall(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
