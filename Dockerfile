@@ -36,7 +36,9 @@ RUN pip install --constraint /opt/llmcompress/constraints.txt --extra-index-url 
 COPY --from=wheel /src/requirements.txt /opt/llmcompress/
 RUN pip install --constraint /opt/llmcompress/constraints.txt --extra-index-url ${TORCH_INDEX} \
         --requirement /opt/llmcompress/requirements.txt
-RUN --mount=type=bind,from=wheel,source=/dist,target=/dist pip install --no-deps /dist/*.whl
+# Copied and not mounted: a builder may keep a layer whose mounts have changed.
+COPY --from=wheel /dist /opt/llmcompress/dist
+RUN pip install --no-deps /opt/llmcompress/dist/*.whl
 ENV HF_HOME=/home/llmcompress/.cache/huggingface PYTHONUNBUFFERED=1
 USER 10001
 WORKDIR /home/llmcompress
@@ -51,7 +53,8 @@ CMD ["serve", "/model", "--host", "0.0.0.0", "--api-key-file", "/run/secrets/api
 # ---- cuda: vLLM's own image, with llmcompress beside it to choose, to put the door in front, and to say why
 FROM ${VLLM_IMAGE} AS cuda
 # Without dependencies: vLLM pins its own, and what `serve` needs of ours is among them or listed here.
-RUN --mount=type=bind,from=wheel,source=/dist,target=/dist python3 -m pip install --no-cache-dir --no-deps /dist/*.whl \
+COPY --from=wheel /dist /opt/llmcompress/dist
+RUN python3 -m pip install --no-cache-dir --no-deps /opt/llmcompress/dist/*.whl \
     && python3 -m pip install --no-cache-dir "typer>=0.16" "pydantic>=2.10" "pyyaml>=6" "rich>=13.9" \
     && useradd --uid 10001 --create-home llmcompress && mkdir -p /model && chown llmcompress /model
 ENV HF_HOME=/home/llmcompress/.cache/huggingface PYTHONUNBUFFERED=1
