@@ -6,15 +6,27 @@ from typing import Annotated, Any
 
 import typer
 
-from llmcompress.commands.options import Json, Out, Overrides, Overwrite, Pickle, Revision, Seed, Trust
-from llmcompress.commands.running import given, guarded, run_stages
+from llmcompress.commands.making import Making, making
+from llmcompress.commands.options import (
+    Accumulation,
+    BatchSize,
+    DataFile,
+    Epochs,
+    HeldOut,
+    LearningRate,
+    MaxSteps,
+    Out,
+    SeqLen,
+)
+from llmcompress.commands.running import given, guarded
 from llmcompress.errors import LLMCompressError
 
 
 @guarded
+@making
 def distill(
     output: Out,
-    data: Annotated[str, typer.Option(help="Training text: .jsonl, .json, .parquet or a Hub dataset.")],
+    data: DataFile,
     teacher: Annotated[
         list[str], typer.Option(metavar="MODEL", help="Folder, Hub id or bundled/NAME; several are averaged.")
     ],
@@ -42,20 +54,15 @@ def distill(
     ] = None,
     max_new_tokens: Annotated[int | None, typer.Option(help="That it writes at most.")] = None,
     rank: Annotated[int | None, typer.Option(help="Of the adapters on a quantized student.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Times through the data.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows computed together.")] = None,
-    accumulation: Annotated[int | None, typer.Option(help="Batches per optimizer step.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Its highest value.")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Tokens per row.")] = None,
-    heldout: Annotated[str | None, typer.Option(help="File of held-out rows; default: a tenth of the data.")] = None,
-    seed: Seed = 0,
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
-    allow_pickle: Pickle = False,
-    overwrite: Overwrite = False,
-    overrides: Overrides = None,
-    as_json: Json = False,
+    max_steps: MaxSteps = None,
+    epochs: Epochs = None,
+    batch_size: BatchSize = None,
+    accumulation: Accumulation = None,
+    learning_rate: LearningRate = None,
+    seq_len: SeqLen = None,
+    heldout: HeldOut = None,
+    *,
+    common: Making,
 ) -> int:
     """Train a student to do what its teachers do, verify the files, and draw its card."""
     training = {
@@ -83,10 +90,8 @@ def distill(
         "refill_cache": refill_cache or None,
         "one_at_a_time": one_at_a_time or None,
     }
-    head = {"model": teacher[0], "output": str(output), "seed": seed, "revision": revision}
-    head |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    stages = [{"distill": given(settings)}, {"verify": {}}, {"check": {}}, {"card": {}}]
-    return run_stages(head | {"stages": stages}, overrides, as_json, overwrite=overwrite)
+    stages: list[dict[str, Any]] = [{"distill": given(settings)}, {"verify": {}}, {"check": {}}, {"card": {}}]
+    return common.run(teacher[0], output, stages)
 
 
 def _weights(teachers: list[str], weights: list[float] | None) -> list[float]:

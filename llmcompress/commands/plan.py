@@ -8,21 +8,21 @@ from typing import Annotated
 
 import typer
 
-from llmcompress.commands.options import Json, Model, Revision
+from llmcompress.commands.options import GroupSize, Ignore, Json, LayoutOption, Method, Model, Revision, Scheme
 from llmcompress.commands.running import given, guarded
 
 
 @guarded
 def plan(
     model: Model,
-    scheme: Annotated[str, typer.Option(help="W2A16, W3A16, W4A16, W8A16, NF4 or NF4-DQ.")] = "W4A16",
-    method: Annotated[str, typer.Option(help="How codes are chosen: gptq, rtn.")] = "gptq",
-    group_size: Annotated[int | None, typer.Option(help="Inputs that share a scale; -1 = a row.")] = None,
+    scheme: Scheme = None,
+    method: Method = None,
+    group_size: GroupSize = None,
     asymmetric: Annotated[bool, typer.Option("--asymmetric", help="A zero point of its own per group.")] = False,
-    layout: Annotated[str | None, typer.Option("--format", help="gptq, compressed_tensors or bitsandbytes.")] = None,
+    layout: LayoutOption = None,
     num_samples: Annotated[int, typer.Option(min=1, help="Rows of calibration text.")] = 128,
     seq_len: Annotated[int, typer.Option(min=2, help="Tokens per row.")] = 2048,
-    ignore: Annotated[list[str] | None, typer.Option(metavar="PATTERN", help="Linears to leave alone.")] = None,
+    ignore: Ignore = None,
     revision: Revision = None,
     as_json: Json = False,
 ) -> int:

@@ -8,14 +8,31 @@ from typing import Annotated, Any
 
 import typer
 
-from llmcompress.commands.options import Json, Model, Out, Overrides, Overwrite, Pickle, Revision, Seed, Trust
-from llmcompress.commands.running import given, guarded, run_stages
+from llmcompress.commands.making import Making, making
+from llmcompress.commands.options import (
+    Accumulation,
+    BatchSize,
+    Calibration,
+    DataFile,
+    Epochs,
+    GroupSize,
+    HeldOut,
+    LayoutOption,
+    LearningRate,
+    MaxSteps,
+    Method,
+    Model,
+    NumSamples,
+    Out,
+    Scheme,
+    SeqLen,
+)
+from llmcompress.commands.running import given, guarded
 from llmcompress.errors import LLMCompressError
-
-DataFile = Annotated[str, typer.Option("--data", help="A .jsonl, .json or .parquet file, or a dataset id of the Hub.")]
 
 
 @guarded
+@making
 def finetune(
     model: Model,
     output: Out,
@@ -29,28 +46,23 @@ def finetune(
     dora: Annotated[bool, typer.Option("--dora", help="Learn lengths apart from directions.")] = False,
     rslora: Annotated[bool, typer.Option("--rslora", help="Scale by alpha / sqrt(rank).")] = False,
     init: Annotated[str | None, typer.Option(help="default, loftq or residual.")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="At its highest.")] = None,
+    learning_rate: LearningRate = None,
     schedule: Annotated[str | None, typer.Option(help="linear, cosine or constant.")] = None,
-    epochs: Annotated[float | None, typer.Option(help="Times through the data.")] = None,
-    max_steps: Annotated[int | None, typer.Option(help="Optimizer steps instead.")] = None,
-    batch_size: Annotated[int | None, typer.Option(help="Rows per process and batch.")] = None,
-    accumulation: Annotated[int | None, typer.Option(help="Batches per step.")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="Tokens of a row at most.")] = None,
+    epochs: Epochs = None,
+    max_steps: MaxSteps = None,
+    batch_size: BatchSize = None,
+    accumulation: Accumulation = None,
+    seq_len: SeqLen = None,
     packing: Annotated[bool, typer.Option("--packing", help="Several examples in a row.")] = False,
     gradient_checkpointing: Annotated[
         bool, typer.Option("--gradient-checkpointing", help="Less memory, more time.")
     ] = False,
-    heldout: Annotated[str | None, typer.Option(help="File of held-out rows; default: a tenth of the data.")] = None,
+    heldout: HeldOut = None,
     show_examples: Annotated[
         int | None, typer.Option(min=1, metavar="N", help="Print N examples as the model will see them, and stop.")
     ] = None,
-    seed: Seed = 0,
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
-    allow_pickle: Pickle = False,
-    overwrite: Overwrite = False,
-    overrides: Overrides = None,
-    as_json: Json = False,
+    *,
+    common: Making,
 ) -> int:
     """Train an adapter on a frozen checkpoint, measure it on held-out rows, verify the files, and draw the card."""
     rows = given({"path": data, "seq_len": seq_len, "packing": packing or None, "heldout": heldout})
@@ -78,12 +90,10 @@ def finetune(
         "data": rows,
         "training": training,
     }
-    head = {"model": model, "output": str(output), "seed": seed, "revision": revision}
-    head |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    recipe = head | {"stages": [{"finetune": given(settings)}, {"verify": {}}, {"card": {}}]}
+    stages: list[dict[str, Any]] = [{"finetune": given(settings)}, {"verify": {}}, {"card": {}}]
     if show_examples is not None:
-        return _show(recipe, overrides, show_examples, as_json)
-    return run_stages(recipe, overrides, as_json, overwrite=overwrite)
+        return _show(common.recipe(model, output, stages), common.overrides, show_examples, common.as_json)
+    return common.run(model, output, stages)
 
 
 def _show(recipe: dict[str, Any], overrides: list[str] | None, count: int, as_json: bool) -> int:
@@ -111,6 +121,7 @@ def _show(recipe: dict[str, Any], overrides: list[str] | None, count: int, as_js
 
 
 @guarded
+@making
 def merge(
     model: Model,
     adapters: Annotated[list[str], typer.Argument(metavar="ADAPTER[:WEIGHT]…", help="PEFT adapter folders.")],
@@ -119,25 +130,19 @@ def merge(
         str | None, typer.Option(help="dequantized or original; default: the weights it was trained on.")
     ] = None,
     then: Annotated[
-        str | None, typer.Option(metavar="quantize", help="quantize: also quantize the merged weights.")
+        str | None,
+        typer.Option(metavar="quantize", help="Quantize what was merged, by the options of `quantize`."),
     ] = None,
-    scheme: Annotated[str | None, typer.Option(help="With --then quantize: as of `quantize`.")] = None,
-    method: Annotated[str | None, typer.Option(help="With --then quantize: as of `quantize`.")] = None,
-    layout: Annotated[str | None, typer.Option("--format", help="With --then quantize: as of `quantize`.")] = None,
-    calibration: Annotated[
-        str | None, typer.Option(help="With --then quantize; default: the rows that were trained on.")
-    ] = None,
-    group_size: Annotated[int | None, typer.Option(help="With --then quantize: as of `quantize`.")] = None,
-    num_samples: Annotated[int | None, typer.Option(help="With --then quantize: as of `quantize`.")] = None,
-    seq_len: Annotated[int | None, typer.Option(help="With --then quantize: as of `quantize`.")] = None,
+    scheme: Scheme = None,
+    method: Method = None,
+    layout: LayoutOption = None,
+    calibration: Calibration = None,
+    group_size: GroupSize = None,
+    num_samples: NumSamples = None,
+    seq_len: SeqLen = None,
     data: Annotated[str | None, typer.Option(help="Rows to measure on; default: those of the training.")] = None,
-    seed: Seed = 0,
-    revision: Revision = None,
-    trust_remote_code: Trust = False,
-    allow_pickle: Pickle = False,
-    overwrite: Overwrite = False,
-    overrides: Overrides = None,
-    as_json: Json = False,
+    *,
+    common: Making,
 ) -> int:
     """Merge adapters into the weights of a checkpoint, check every linear, and draw the card."""
     if then not in (None, "quantize"):
@@ -156,12 +161,9 @@ def merge(
     if quantize and then is None:
         raise LLMCompressError(f"--{next(iter(quantize)).replace('_', '-')}: needs --then quantize")
     settings = {"adapters": [_reference(text) for text in adapters], "onto": onto, "data": data}
-    head = {"model": model, "output": str(output), "seed": seed, "revision": revision}
-    head |= {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     stages: list[dict[str, Any]] = [{"merge": given(settings)}]
     stages += [{"quantize": quantize}] if then else []
-    recipe = head | {"stages": [*stages, {"verify": {}}, {"check": {}}, {"card": {}}]}
-    return run_stages(recipe, overrides, as_json, overwrite=overwrite)
+    return common.run(model, output, [*stages, {"verify": {}}, {"check": {}}, {"card": {}}])
 
 
 def _reference(text: str) -> dict[str, Any]:
