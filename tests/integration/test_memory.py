@@ -1,4 +1,4 @@
-"""Resident memory does not grow with the depth of the model."""
+"""Resident memory does not grow with the depth of the model, and is about what `plan` says."""
 
 from __future__ import annotations
 
@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.quantize.planning import plan_quantization
+from llmcompress.quantize.settings import QuantizeSettings
 from tests import tiny_models
 
 WIDTH = 512
@@ -46,3 +49,5 @@ def test_peak_memory_does_not_follow_the_number_of_layers(tmp_path: Path) -> Non
         sizes.append(sum(path.stat().st_size for path in folder.glob("*.safetensors")))
         peaks.append(peak_bytes(folder, tmp_path / f"out-{depth}"))
     assert peaks[1] - peaks[0] < 0.2 * (sizes[1] - sizes[0]), (peaks, sizes)
+    plan = plan_quantization(Checkpoint.open(folder), QuantizeSettings(method="rtn"), 0, 1, 1e10)
+    assert 0.75 * peaks[1] < plan.peak_memory_bytes < 1.25 * peaks[1], (plan.peak_memory_bytes, peaks)

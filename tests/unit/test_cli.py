@@ -134,7 +134,10 @@ def test_an_interrupted_run_leaves_130_and_goes_on_to_the_same_bytes(tmp_path: P
     asked = ["quantize", source, "--calibration", tmp_path / "text.txt", "--num-samples", 64, "--seq-len", 128]
     asked += ["--group-size", 32, "--json", "-o"]
     command = [sys.executable, "-m", "llmcompress", *map(str, asked), str(tmp_path / "out")]
-    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job has it ignored
+    )  # fmt: skip
     deadline = time.monotonic() + 120
     while (
         not list(tmp_path.glob(".out.partial/layer-*.json")) and running.poll() is None and time.monotonic() < deadline

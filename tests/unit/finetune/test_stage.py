@@ -221,6 +221,6 @@ def test_a_calibrated_nf4_checkpoint_of_ours_is_a_base(model: Path, rows: Path, 
 
 
 def test_budget_is_made_for_the_real_number_of_steps() -> None:
-    budget = Budget.of(8, None, 0.1, 0.3, 200, 0.5)
+    budget = Budget.of(8, None, 0.1, 0.3, 200, 0.5, 1)
     assert (budget.initial, budget.warmup, budget.final, budget.total) == (12, 20, 60, 200)
-    assert Budget.of(8, None, 0.0, 0.0, 10, 0.5).final == 1  # the last cut needs a step of its own
+    assert Budget.of(8, None, 0.0, 0.0, 10, 0.5, 1).final == 1  # the last cut needs a step of its own
