@@ -16,3 +16,8 @@ def num_processes() -> int:
 def speaks() -> bool:
     """Whether this process is the one that reports and writes: the first, or the only one."""
     return num_processes() == 1 or os.environ.get("RANK", "0") == "0"
+
+
+def sharded() -> bool:
+    """Whether `accelerate launch` was told to spread one model over the processes (FSDP)."""
+    return num_processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"

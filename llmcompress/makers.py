@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.errors import LLMCompressError
+from llmcompress.launched import sharded
 from llmcompress.ledger import Clock, new_report, save, stage_key
 from llmcompress.output import finished, folders_of, refuse_other_recipe, stage_folder
 from llmcompress.progress import Progress
@@ -216,8 +217,12 @@ class Chain:
 def refuse_several_makers(stages: tuple[Stage, ...]) -> None:
     """With several processes a recipe makes one checkpoint: the stages after it would read what one of them writes.
 
-    Raises: LLMCompressError.
+    Raises: LLMCompressError; for distillation spread by FSDP too, where teachers and projections stay whole.
     """
+    if sharded() and any(stage.name == "distill" for stage in stages):
+        raise LLMCompressError(
+            "distill: is not spread over processes by FSDP", "use data parallelism (accelerate launch --multi_gpu)"
+        )
     if len(stages) > 1:
         names = ", ".join(stage.name for stage in stages)
         raise LLMCompressError(

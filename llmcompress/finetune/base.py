@@ -22,6 +22,7 @@ from torch import nn
 from llmcompress import device as devices
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError, raise_all
+from llmcompress.launched import sharded
 from llmcompress.models import skeleton
 from llmcompress.models.layout import decoder_layers, is_transposed, linears
 from llmcompress.quantize.format import FORMATS
@@ -92,7 +93,7 @@ def nf4_plan(source: Checkpoint, double_quant: bool) -> BasePlan:
 
 
 def load_base(source: Checkpoint, plan: BasePlan, precision: str = "auto") -> nn.Module:
-    """The base on the best device, every parameter frozen.
+    """The base on the best device, every parameter frozen; on the CPU where it is to be spread over processes.
 
     precision: as in TrainingSettings; full-precision weights stay in their own dtype on an accelerator.
 
@@ -100,7 +101,7 @@ def load_base(source: Checkpoint, plan: BasePlan, precision: str = "auto") -> nn
     """
     from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
-    device = _own_device()
+    device = torch.device("cpu") if sharded() else own_device()
     dtype = compute_dtype(precision)
     extra: dict[str, Any] = {}
     if plan.nf4 and not plan.stored:
@@ -130,7 +131,7 @@ def load_base(source: Checkpoint, plan: BasePlan, precision: str = "auto") -> nn
     return model  # type: ignore[no-any-return]
 
 
-def _own_device() -> torch.device:
+def own_device() -> torch.device:
     """The best device; with several processes on several accelerators, the one of this process."""
     device = devices.best()
     return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device

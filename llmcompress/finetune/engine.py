@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -132,6 +133,19 @@ def put_factors(model: Any, factors: dict[str, tuple[torch.Tensor, torch.Tensor]
             if getattr(layer, "lora_magnitude_vector", None):
                 whole_OI = base(name) + b_OR @ a_RI
                 layer.lora_magnitude_vector[NAME].weight.copy_(torch.linalg.norm(whole_OI, dim=1))
+
+
+@contextmanager
+def muted(model: Any) -> Iterator[None]:
+    """The model as if it had no adapter, however it is wrapped; every layer still takes part."""
+    layers = [(one, one.scaling[NAME]) for one in model.modules() if NAME in getattr(one, "lora_A", {})]
+    for layer, _ in layers:
+        layer.scaling[NAME] = 0.0
+    try:
+        yield
+    finally:
+        for layer, scale in layers:
+            layer.scaling[NAME] = scale
 
 
 class AdaLoraDriver:

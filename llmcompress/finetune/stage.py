@@ -10,8 +10,9 @@ beside the output, loaded again by PEFT, compared with the model that was traine
 from __future__ import annotations
 
 import shutil
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,28 @@ from llmcompress.data.examples import TrainingSet, collate, load_examples
 from llmcompress.device import best
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune import engine
-from llmcompress.finetune.base import BasePlan, compute_dtype, load_base, plan_base, targets
+from llmcompress.finetune.base import BasePlan, compute_dtype, load_base, own_device, plan_base, targets
 from llmcompress.finetune.begin import first_factors, quantized_weight, require_residual
 from llmcompress.finetune.settings import FinetuneSettings
+from llmcompress.launched import sharded
 from llmcompress.models import skeleton
 from llmcompress.progress import Progress
 from llmcompress.quantize.assemble import describe_source
 from llmcompress.quantize.workspace import Workspace
 from llmcompress.report import ADAPTER, Check, Finetune, Output, RunReport, Training
 from llmcompress.seed import derive
+from llmcompress.train import sharding
 from llmcompress.train.failures import TrainingFailedError
-from llmcompress.train.trainer import DRIVER, heldout_loss, is_main, load_trained, total_steps, train, world_size
+from llmcompress.train.trainer import (
+    DRIVER,
+    heldout_loss,
+    is_main,
+    last_checkpoint,
+    load_trained,
+    total_steps,
+    train,
+    world_size,
+)
 
 RELOAD_BOUND = 1e-4
 """Largest difference of logits, over their largest size, between the adapter in memory and the one on disk."""
@@ -44,7 +56,16 @@ REPACKED = (
     "the repacked ones wrongly: set support_avx512bf16_for_cpu to False on each Linear4bit before the first forward "
     "pass, or merge the adapter."
 )
+SPREAD = (
+    "Trained with the model spread over {} processes by FSDP, of which the first held {:.0%} of the parameters' bytes "
+    "between steps; read anew to be saved and checked."
+)
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
+
+
+_Losses = tuple[int, float | None, float | None, float | None]
+_Trained = tuple[Any, Training, _Losses]
+"""The model with its trained adapter; held-out tokens, and losses of the base, before the first step and at the end."""
 
 
 @dataclass
@@ -59,6 +80,7 @@ class _Job:
     seed: int
     progress: Progress
     budget: engine.Budget | None
+    notes: list[str] = field(default_factory=list)
 
     def heldout(self, model: Any) -> tuple[float | None, int]:
         """Loss over the held-out rows, None where there are none, and their learned tokens."""
@@ -83,20 +105,60 @@ def finetune(
     model = load_base(source, job.plan, settings.training.precision)
     names = targets(model, settings.target_modules)
     workspace = _workspace(out, key)
-    base_loss, _ = job.heldout(model)
-    adapted = _attach(job, model, names)
-    start_loss, _ = job.heldout(adapted)
-    training = _train(job, adapted, workspace, out)
-    end_loss, count = job.heldout(adapted)
-    losses = (count, base_loss, start_loss, end_loss)
+    adapted, training, losses = (_spread if sharded() else _here)(job, model, names, workspace, out)
     if is_main():
         report.finetune = _part(job, adapted, training, losses)
         report.checks = [*_budget_check(report.finetune)]
+        report.notes += job.notes
         report.notes += [REPACKED] if settings.dora and job.plan.nf4 else []
         _write(job, adapted, workspace, report)
         give_name(workspace.final, out)
         workspace.discard()
     return report
+
+
+def _here(job: _Job, model: nn.Module, names: Sequence[str], workspace: Workspace, out: Path) -> _Trained:
+    """Train with the whole model in every process."""
+    base_loss, _ = job.heldout(model)
+    adapted = _attach(job, model, names)
+    start_loss, _ = job.heldout(adapted)
+    training = _train(job, adapted, workspace, out)
+    end_loss, count = job.heldout(adapted)
+    return adapted, training, (count, base_loss, start_loss, end_loss)
+
+
+def _spread(job: _Job, model: nn.Module, names: Sequence[str], workspace: Workspace, out: Path) -> _Trained:
+    """Train with the model spread over the processes; held-out losses are taken by all of them together.
+
+    A fresh adapter adds nothing, so the loss before the first step is that of the base.
+    """
+    dtype = compute_dtype(job.settings.training.precision)
+    sharding.name_codes(model, dtype, own_device())
+    adapted = _attach(job, model, names)
+    before, after = sharding.held(adapted), 0
+    losses: list[tuple[float | None, int]] = []
+
+    def around(spread: Any) -> None:
+        nonlocal after
+        after = sharding.held(spread)
+        with nullcontext() if losses else engine.muted(spread):
+            losses.append(job.heldout(spread))
+
+    training = _train(job, adapted, workspace, out, around)
+    job.notes.append(SPREAD.format(training.num_processes, after / before))
+    (base_loss, count), (end_loss, _) = losses
+    whole = _whole(job, workspace.folder / "training") if is_main() else adapted
+    return whole, training, (count, base_loss, base_loss, end_loss)
+
+
+def _whole(job: _Job, folder: Path) -> Any:
+    """The base read anew with the adapter of the last checkpoint in `folder`."""
+    checkpoint = last_checkpoint(folder)
+    assert checkpoint is not None, "training ends with a checkpoint"
+    model = load_base(job.source, job.plan, job.settings.training.precision)
+    adapted = _attach(job, model, targets(model, job.settings.target_modules))
+    load_trained(adapted, checkpoint)
+    return adapted
 
 
 def _workspace(out: Path, key: str) -> Workspace:
@@ -112,6 +174,9 @@ def _workspace(out: Path, key: str) -> Workspace:
 
 def _prepare(source: Checkpoint, settings: FinetuneSettings, seed: int, progress: Progress) -> _Job:
     """Everything that can be refused before weights are read."""
+    if sharded():
+        sharding.require_configuration()
+        sharding.require_adapter(settings.adapter, settings.dora, settings.init)
     plan = plan_base(source, settings.base, settings.adapter, settings.double_quant)
     require_residual(plan, settings.init, source.name)
     longest = source.config.get("max_position_embeddings") or source.config.get("n_positions")
@@ -155,7 +220,9 @@ def _alpha(settings: FinetuneSettings) -> float:
     return settings.alpha if settings.alpha is not None else 2.0 * settings.rank
 
 
-def _train(job: _Job, adapted: Any, workspace: Workspace, out: Path) -> Training:
+def _train(
+    job: _Job, adapted: Any, workspace: Workspace, out: Path, around: Callable[[Any], None] | None = None
+) -> Training:
     driver = engine.AdaLoraDriver(adapted, job.budget) if job.budget else None
     try:
         return train(
@@ -168,11 +235,15 @@ def _train(job: _Job, adapted: Any, workspace: Workspace, out: Path) -> Training
             seed=job.seed,
             progress=job.progress,
             driver=driver,
+            around=around,
         )
     except TrainingFailedError as error:
         if error.checkpoint is None or not is_main():
             raise
-        load_trained(adapted, error.checkpoint)
+        if sharded():
+            adapted = _whole(job, error.checkpoint.parent)
+        else:
+            load_trained(adapted, error.checkpoint)
         if driver:
             driver.restore(torch.load(error.checkpoint / DRIVER, weights_only=True))
         kept = out.parent / f"{out.name}.last-good"
@@ -182,9 +253,7 @@ def _train(job: _Job, adapted: Any, workspace: Workspace, out: Path) -> Training
         raise TrainingFailedError(f"{error.message}; its adapter is in {kept}", error.hint or "") from error
 
 
-def _part(
-    job: _Job, adapted: Any, training: Training, losses: tuple[int, float | None, float | None, float | None]
-) -> Finetune:
+def _part(job: _Job, adapted: Any, training: Training, losses: _Losses) -> Finetune:
     settings, plan = job.settings, job.plan
     count, base, start, end = losses
     return Finetune(

@@ -8,7 +8,8 @@ The loop, the optimizer, mixed precision and processes are Trainer's. Ours is wh
                                                                 driver state, and last of all the mark `complete`
 
 A run that was killed goes on from the last checkpoint with the mark and gives the same losses as one that was not. Only
-weights that are trained are written: the base of an adapter is on disk already.
+weights that are trained are written: the base of an adapter is on disk already. Where the model is spread over the
+processes, sharding.py says what differs.
 """
 
 from __future__ import annotations
@@ -30,10 +31,12 @@ from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from llmcompress import device as devices
 from llmcompress.data.examples import IGNORED, Example, collate
+from llmcompress.launched import sharded
 from llmcompress.progress import Progress, Step
 from llmcompress.quiet import quiet
 from llmcompress.report import CurvePoint, Training
 from llmcompress.seed import derive
+from llmcompress.train import sharding
 from llmcompress.train.failures import TrainingFailedError, is_out_of_memory, not_finite, out_of_memory
 from llmcompress.train.settings import TrainingSettings
 
@@ -72,9 +75,12 @@ class _Watch(TrainerCallback):
     bar: Step
     driver: Driver | None
     losses: list[float] = field(default_factory=list)
+    around: Callable[[Any], None] | None = None
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
         """Skip what an earlier run did."""
+        if self.around:
+            self.around(model)
         if state.global_step:
             self.bar.advance(state.global_step, f"resumed at step {state.global_step}")
         if self.driver:
@@ -88,6 +94,11 @@ class _Watch(TrainerCallback):
     def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """One step further."""
         self.bar.advance(1, f"loss {self.losses[-1]:.4f}" if self.losses else "")
+
+    def on_train_end(self, args: Any, state: Any, control: Any, model: Any = None, **kwargs: Any) -> None:
+        """The last step was taken and is saved."""
+        if self.around:
+            self.around(model)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Everything of the checkpoint is written."""
@@ -107,6 +118,9 @@ class Guarded:
     def __init__(self, *args: Any, loss: Loss | None, driver: Driver | None, watch: _Watch, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.loss, self.driver, self.watch = loss, driver, watch
+        self.names = [name for name, _ in trained(self.model)]
+        if sharded():
+            sharding.enter(self)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -130,10 +144,26 @@ class Guarded:
         rate = self.args.learning_rate
         return not_finite(what, self.state.global_step, rate, last_checkpoint(Path(str(self.args.output_dir))))
 
+    def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
+        """The trained weights, whole; written by one process."""
+        if sharded():
+            weights = sharding.gathered(self.model)
+            if is_main():
+                self._save(output_dir, weights)
+        else:
+            super().save_model(output_dir, _internal_call)  # type: ignore[misc]
+
+    def _save_optimizer_and_scheduler(self, output_dir: str) -> None:
+        if sharded():
+            sharding.save_optimizer(self, Path(output_dir))
+        else:
+            super()._save_optimizer_and_scheduler(output_dir)  # type: ignore[misc]
+
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         folder = Path(str(output_dir or self.args.output_dir))
         folder.mkdir(parents=True, exist_ok=True)
-        weights = {name: value.detach().cpu() for name, value in trained(self.accelerator.unwrap_model(self.model))}
+        own = state_dict or dict(trained(self.accelerator.unwrap_model(self.model)))
+        weights = {name: own[name].detach().cpu() for name in self.names}
         wrong = next((name for name, value in weights.items() if not bool(torch.isfinite(value).all())), None)
         if wrong:
             raise self.not_finite(f"the weight {wrong}")
@@ -143,6 +173,8 @@ class Guarded:
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         folder = Path(resume_from_checkpoint)
+        if sharded():
+            return  # `train` has put the weights in while they were whole
         load_trained(self.accelerator.unwrap_model(model or self.model), folder)
         if self.driver:
             self.driver.restore(torch.load(folder / DRIVER, weights_only=True))
@@ -179,22 +211,26 @@ def train(
     driver: Driver | None = None,
     batch: Callable[[Sequence[Any]], dict[str, torch.Tensor]] | None = None,
     engine: Engine = PLAIN,
+    around: Callable[[Any], None] | None = None,
 ) -> Training:
     """Train what in `model` requires a gradient on `rows`, in place; goes on from the last checkpoint in `folder`.
 
     padding: token id that fills up rows. batch: makes a batch of some rows (default: of examples). loss: what is
-    minimized (default: the model's own on `labels`). engine: who runs the loop (default: transformers' Trainer). The
+    minimized (default: the model's own on `labels`). engine: who runs the loop (default: transformers' Trainer).
+    around: called before the first step and after the last with the model that all processes compute together. The
     curve has one point per step, or per several in long runs.
 
     Raises: TrainingFailedError for a loss that is not finite and for memory that ran out, with advice.
     """
     total = total_steps(len(rows), settings)
     resumed = last_checkpoint(folder)
-    start = time.monotonic()
+    start, size = time.monotonic(), sum(value.numel() for _, value in trained(model))
+    if resumed and sharded():
+        load_trained(model, resumed)
     if resumed:
         progress.message(f"training: goes on from the checkpoint of step {resumed.name.rpartition('-')[2]}")
     with progress.step("training", total) as bar:
-        watch = _Watch(bar, driver)
+        watch = _Watch(bar, driver, around=around)
         trainer = engine.trainer(
             model=model,
             args=engine.arguments(**_arguments(settings, folder, total, derive(seed, "training"))),
@@ -222,7 +258,7 @@ def train(
         steps=int(trainer.state.global_step),
         epochs=float(trainer.state.epoch or 0),
         effective_batch=settings.batch_size * settings.accumulation * world_size(),
-        trained_parameters=sum(value.numel() for _, value in trained(model)),
+        trained_parameters=size,
         resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else None,
         seconds=time.monotonic() - start,
         num_processes=world_size(),
@@ -260,7 +296,7 @@ def heldout_loss(model: Any, rows: Sequence[Example], padding: int, batch_size: 
     """
     total, count, was_training = 0.0, 0, model.training
     model.eval()
-    with torch.inference_mode():
+    with torch.no_grad():
         for start in range(0, len(rows), batch_size):
             batch = {
                 name: value.to(model.device)

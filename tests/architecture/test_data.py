@@ -64,4 +64,4 @@ def test_wheel_carries_the_data(tmp_path: Path) -> None:
             if path.is_file() and "__pycache__" not in path.parts:
                 assert f"llmcompress/_data/{path.relative_to(ROOT)}" in packed
     assert {f"llmcompress/recipes/{path.name}" for path in RECIPES} <= packed
-    assert "llmcompress/py.typed" in packed
+    assert {"llmcompress/py.typed", "llmcompress/train/fsdp.yaml"} <= packed
