@@ -5,7 +5,7 @@ another, a few small lasting objects between them are enough to leave holes that
 
     heap:   [ freed 25 MB ][.][ freed 9 MB ][.][ freed 16 MB ][.][ the next 25 MB, on top ]
 
-So large blocks are kept out of the heap (`map_large_blocks`), and what is free in it is returned after every layer
+So large blocks are kept out of the heap (`large_blocks_mapped`), and what is free in it is returned after every layer
 (`give_back`). Both do nothing on other C libraries than glibc.
 """
 
@@ -13,21 +13,33 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
 M_MMAP_THRESHOLD = -3
 LARGE_BYTES = 1 << 20
+USUAL_BYTES = 32 << 20
+"""Where the threshold ends up by itself, since freeing a block raises it to that block's size, up to this."""
 
 
-def map_large_blocks() -> None:
-    """From now on, take a block of a mebibyte or more from the system, and return it when it is freed (mallopt).
+@contextmanager
+def large_blocks_mapped() -> Iterator[None]:
+    """Take blocks of a mebibyte or more from the system, and return them when they are freed (mallopt).
 
-    A threshold that the user gave in the environment (MALLOC_MMAP_THRESHOLD_) stays.
+    Every block then comes as pages to be filled anew, which training, with its many short-lived ones, would pay for: so
+    only within. A threshold that the user gave in the environment (MALLOC_MMAP_THRESHOLD_) stays.
     """
-    mallopt = _of_c("mallopt")
-    if mallopt is not None and "MALLOC_MMAP_THRESHOLD_" not in os.environ:
-        mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+    mallopt = None if "MALLOC_MMAP_THRESHOLD_" in os.environ else _of_c("mallopt")
+    if mallopt is None:
+        yield
+        return
+    mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+    try:
+        yield
+    finally:
+        mallopt(M_MMAP_THRESHOLD, USUAL_BYTES)
 
 
 def give_back() -> None:

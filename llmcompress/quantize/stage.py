@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from llmcompress import device as devices
-from llmcompress.allocator import give_back, map_large_blocks
+from llmcompress.allocator import give_back, large_blocks_mapped
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import torch_dtype
 from llmcompress.data.calibration import CalibrationSet, CalibrationSpec, load_calibration
@@ -80,7 +80,6 @@ def quantize(
 
     Raises: LLMCompressError for anything a user can mend; the output is then not there, the finished layers are kept.
     """
-    map_large_blocks()
     formats = [FORMATS.get(name) for name in settings.formats()]
     method = METHODS.get(settings.method)
     method_settings = _method_settings(settings)
@@ -117,7 +116,8 @@ def quantize(
         _reader(source, layers, names, workspace), WriteBehind(),
     )  # fmt: skip
     try:
-        _solve_all(job, calibration, progress)
+        with large_blocks_mapped():
+            _solve_all(job, calibration, progress)
         if world.first:
             report.tuning = _tuned(job, calibration, seed, progress)
             rows = [row for index in range(len(layers.layers)) for row in workspace.finished_rows(index) or ()]
