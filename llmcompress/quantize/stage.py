@@ -123,7 +123,8 @@ def quantize(
             rows = [row for index in range(len(layers.layers)) for row in workspace.finished_rows(index) or ()]
             report.linears = [*rows, *plan_.skipped]
             report.work = _work(job, rows)
-            assemble(source, out, workspace, formats, layout, plan_, report, progress)
+            with large_blocks_mapped():
+                assemble(source, out, workspace, formats, layout, plan_, report, progress)
         world.wait()
     except ProcessLostError:
         raise
