@@ -6,6 +6,8 @@ One process speaks to the user and writes; what the others find is the same.
 from __future__ import annotations
 
 import os
+import sys
+from typing import Any
 
 
 def num_processes() -> int:
@@ -21,3 +23,14 @@ def speaks() -> bool:
 def sharded() -> bool:
     """Whether `accelerate launch` was told to spread one model over the processes (FSDP)."""
     return num_processes() > 1 and os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true"
+
+
+def leave() -> None:
+    """Part from the other processes in order, should this one have joined them.
+
+    Left to the end of the interpreter, threads of the process group may still run when they are torn down, and then
+    the process aborts with its work done.
+    """
+    distributed: Any = sys.modules.get("torch.distributed")
+    if num_processes() > 1 and distributed is not None and distributed.is_available() and distributed.is_initialized():
+        distributed.destroy_process_group()

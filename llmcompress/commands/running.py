@@ -16,7 +16,7 @@ from typing import Any
 import typer
 
 from llmcompress.errors import LLMCompressError
-from llmcompress.launched import speaks
+from llmcompress.launched import leave, speaks
 
 FAILED, BAD_INPUT, INTERRUPTED = 1, 2, 130
 
@@ -28,6 +28,7 @@ def guarded(verb: Callable[..., int]) -> Callable[..., None]:
     def run_verb(*args: Any, **kwargs: Any) -> None:
         try:
             code = verb(*args, **kwargs)
+            leave()
         except LLMCompressError as error:
             for line in error.lines() if speaks() or error.of_this_process else ():
                 print(line if line.startswith("hint: ") else f"error: {line}", file=sys.stderr)
