@@ -15,9 +15,11 @@ Shapes: O out_features, I in_features.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 
-from llmcompress.quantize.hessian import Hessians
+from llmcompress.quantize.hessian import Hessians, energy
 
 
 def aimed(weight_OI: torch.Tensor, shift_II: torch.Tensor, damped_II: torch.Tensor) -> torch.Tensor:
@@ -29,21 +31,21 @@ def aimed(weight_OI: torch.Tensor, shift_II: torch.Tensor, damped_II: torch.Tens
     return weight_OI + torch.cholesky_solve((weight_OI @ shift_II).t(), factor_II).t()
 
 
-def held_out_error(weight_OI: torch.Tensor, quantized_OI: torch.Tensor, seen: Hessians) -> float:
-    """||Q x - W (x + d)||^2 / ||W x||^2 over the held-out tokens; d is 0 where the original did not run beside.
+def held_out_errors(weight_OI: torch.Tensor, candidates: Iterable[torch.Tensor], seen: Hessians) -> list[float]:
+    """||Q x - W (x + d)||^2 / ||W x||^2 over the held-out tokens, of each Q [O, I]; d is 0 without the original beside.
 
     Raises: ValueError where no tokens were held out.
     """
     if seen.held_out_II is None:
         raise ValueError("no tokens were held out")
-    off_OI = quantized_OI.to(torch.float32) - weight_OI
-    lost = _inner(off_OI @ seen.held_out_II, off_OI)
-    if seen.shifts:
-        lost += _inner(weight_OI @ seen.shifts.energy_II, weight_OI)
-        lost -= 2 * _inner(weight_OI @ seen.shifts.held_out_II, off_OI)
-    whole = _inner(weight_OI @ seen.held_out_II, weight_OI)
-    return lost / whole if whole > 0 else 0.0
-
-
-def _inner(a_OI: torch.Tensor, b_OI: torch.Tensor) -> float:
-    return float((a_OI * b_OI).sum(dtype=torch.float64))
+    shifts = seen.shifts
+    whole = energy(weight_OI, seen.held_out_II)
+    shifted = energy(weight_OI, shifts.energy_II) if shifts else 0.0
+    errors = []
+    for quantized_OI in candidates:
+        off_OI = quantized_OI.to(torch.float32) - weight_OI
+        lost = shifted + energy(off_OI, seen.held_out_II)
+        if shifts:
+            lost -= 2 * float(((weight_OI @ shifts.held_out_II) * off_OI).sum(dtype=torch.float64))
+        errors.append(lost / whole if whole > 0 else 0.0)
+    return errors

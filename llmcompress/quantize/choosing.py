@@ -17,7 +17,7 @@ from typing import Literal
 
 import torch
 
-from llmcompress.quantize.asymmetric import aimed, held_out_error
+from llmcompress.quantize.asymmetric import aimed, held_out_errors
 from llmcompress.quantize.hessian import Hessians, dampened
 from llmcompress.quantize.refine import refine
 from llmcompress.quantize.weight import QuantizedWeight
@@ -67,6 +67,6 @@ def best(weight_OI: torch.Tensor, versions: Sequence[QuantizedWeight], seen: Hes
     """The version of least error on the held-out tokens; the earlier of two that are equal."""
     if len(versions) == 1 or seen.held_out_II is None:
         return Choice(versions[0])
-    errors = [held_out_error(weight_OI, one.dequantize(), seen) for one in versions]
+    errors = held_out_errors(weight_OI, (one.dequantize() for one in versions), seen)
     least = errors.index(min(errors))
     return Choice(versions[least], VERSIONS[least], errors[least], errors[0])

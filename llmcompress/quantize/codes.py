@@ -77,6 +77,29 @@ def solve_block(
     return codes_BO
 
 
+def descend_codes(
+    pull_OB: torch.Tensor, hessian_BB: torch.Tensor, value_OB: torch.Tensor, scale_O: torch.Tensor,
+    zero_O: torch.Tensor, table: torch.Tensor, top: int, codes_OB: torch.Tensor,
+) -> int:  # fmt: skip
+    """Move each code of a block in turn to its best place, the others held; gives how many moved.
+
+    All of one group. In place, kept consistent: pull_OB = ((W - Q) H) at the block, value_OB = Q there, codes_OB.
+    hessian_BB: the block's own, with a positive diagonal. zero_O, table, top: see `kernel_inputs`.
+    """
+    if pull_OB.is_cuda or not compiled():
+        from llmcompress.quantize import kernels_torch
+
+        return kernels_torch.descend_codes(pull_OB, hessian_BB, value_OB, scale_O, zero_O, table, top, codes_OB)
+    from llmcompress.quantize import kernels
+
+    return int(
+        kernels.descend_codes(
+            pull_OB.numpy(), hessian_BB.contiguous().numpy(), value_OB.numpy(), scale_O.contiguous().numpy(),
+            zero_O.contiguous().numpy(), table.numpy(), top, codes_OB.numpy(),
+        )
+    )  # fmt: skip
+
+
 def scale_errors(
     weight_OI: torch.Tensor, importance_I: torch.Tensor, tried: Scales, scheme: WeightScheme
 ) -> torch.Tensor:

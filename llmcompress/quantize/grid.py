@@ -13,10 +13,7 @@ Shapes: O out_features, I in_features, G groups.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
 from llmcompress.quantize.weight import NestedScale
@@ -105,16 +102,3 @@ def nearest_codes(weight_OI: torch.Tensor, scales: Scales, scheme: WeightScheme)
     bounds = (table[:-1] + table[1:]) / 2
     inverse_OI = (1.0 / scales.scale_OG.clamp(min=1e-38)).repeat_interleave(group, dim=1)
     return torch.bucketize((weight_OI.to(torch.float32) * inverse_OI).clamp(-1, 1), bounds).to(torch.uint8)
-
-
-def kernel_arrays(
-    scale_OG: torch.Tensor, zero_point_OG: torch.Tensor | None, scheme: WeightScheme, kind: Any
-) -> tuple[npt.NDArray[Any], npt.NDArray[Any], npt.NDArray[Any]]:
-    """Scales, zero points and codebook as the compiled kernels take them, in numpy dtype `kind`.
-
-    Zero points are zeros with a codebook, the codebook is empty without one; no scale is zero.
-    """
-    scale = np.maximum(scale_OG.numpy(), np.float32(1e-38)).astype(kind)
-    zero = np.zeros_like(scale) if zero_point_OG is None else zero_point_OG.numpy().astype(kind)
-    table = codebook(scheme)
-    return scale, zero, (np.empty(0, kind) if table is None else table.numpy().astype(kind))

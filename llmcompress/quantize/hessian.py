@@ -20,7 +20,7 @@ HELD_OUT_SHARE = 16
 """One in so many calibration tokens is kept from the solver, to judge what is tried beside it."""
 
 PANELS = 8
-"""The upper triangle is summed in so many bands of rows, each from its diagonal on: 9/16 of the whole product."""
+"""The upper triangle is taken in so many bands of rows, each from its diagonal on: 9/16 of the whole product."""
 
 
 class HessianSum:
@@ -217,14 +217,30 @@ def relative_error(weight_OI: torch.Tensor, quantized_OI: torch.Tensor, hessian_
     0 for a weight (or input) that is all zero and kept so.
     """
     lost = whole = 0.0
-    for start in range(0, len(weight_OI), ROWS_AT_A_TIME):
-        rows = slice(start, start + ROWS_AT_A_TIME)
-        own_OI = weight_OI[rows].to(torch.float32)
-        lost += _energy(own_OI - quantized_OI[rows].to(torch.float32), hessian_II)
-        whole += _energy(own_OI, hessian_II)
+    for own_OI, other_OI in zip(weight_OI.split(ROWS_AT_A_TIME), quantized_OI.split(ROWS_AT_A_TIME), strict=True):
+        rows_OI = own_OI.to(torch.float32)
+        lost += energy(rows_OI - other_OI.to(torch.float32), hessian_II)
+        whole += energy(rows_OI, hessian_II)
     return lost / whole if whole > 0 else 0.0
 
 
-def _energy(weight_OI: torch.Tensor, hessian_II: torch.Tensor | None) -> float:
-    right_OI = weight_OI if hessian_II is None else weight_OI @ hessian_II
-    return float((weight_OI * right_OI).sum(dtype=torch.float64))
+def energy(rows_OI: torch.Tensor, hessian_II: torch.Tensor | None) -> float:
+    """tr(A H A^T) of rows A, in the dtype of both; without a Hessian, the sum of squares.
+
+    H is symmetric, so what lies right of a panel's diagonal block counts twice, and what lies left is not computed.
+    """
+    if hessian_II is None:
+        return _inner(rows_OI, rows_OI)
+    found, width = 0.0, len(hessian_II)
+    step = -(-width // PANELS)
+    for part_OI in rows_OI.split(ROWS_AT_A_TIME):
+        for start in range(0, width, step):
+            left_OB, right_OI = part_OI[:, start : start + step], part_OI[:, start:]
+            product_OI = left_OB @ hessian_II[start : start + step, start:]
+            own = _inner(product_OI[:, :step], left_OB)
+            found += 2 * _inner(product_OI, right_OI) - own
+    return found
+
+
+def _inner(a_OI: torch.Tensor, b_OI: torch.Tensor) -> float:
+    return float((a_OI * b_OI).sum(dtype=torch.float64))

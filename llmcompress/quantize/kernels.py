@@ -8,16 +8,35 @@ Shapes: O out_features, B columns of a block, G groups, I in_features.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from numba import njit, prange
+import torch
+from numba import config, njit, prange, set_num_threads
 
 Array = npt.NDArray[Any]
 ROWS = 64
 
 
+def as_torch(kernel: Callable[..., Any]) -> Callable[..., Any]:
+    """`kernel` on as many threads as torch has: left alone, numba tells OpenMP its own number, for all that follows."""
+
+    @wraps(kernel)
+    def run(*arguments: Any) -> Any:
+        threads = torch.get_num_threads()
+        set_num_threads(min(threads, config.NUMBA_NUM_THREADS))  # type: ignore[attr-defined]
+        try:
+            return kernel(*arguments)
+        finally:
+            torch.set_num_threads(threads)
+
+    return run
+
+
+@as_torch
 @njit(parallel=True, cache=True, error_model="numpy")
 def solve_block(
     columns_BO: Array, factor_BB: Array, scale_GO: Array, zero_GO: Array, group_B: Array, table: Array, top: int,
@@ -64,6 +83,7 @@ def solve_block(
                     later_O[o] -= error_O[o] * share
 
 
+@as_torch
 @njit(parallel=True, cache=True, error_model="numpy")
 def scale_errors(
     weight_OI: Array, importance_I: Array, scale_OGF: Array, zero_OGF: Array, table: Array, top: int, error_OGF: Array
@@ -96,39 +116,38 @@ def scale_errors(
                     error_F[f] += importance * lost * lost
 
 
+@as_torch
 @njit(parallel=True, cache=True, error_model="numpy")
 def descend_codes(
-    residual_OI: Array, hessian_II: Array, value_OI: Array, scale_OG: Array, zero_OG: Array, table: Array, top: int,
-    codes_OI: Array,
+    pull_OB: Array, hessian_BB: Array, value_OB: Array, scale_O: Array, zero_O: Array, table: Array, top: int,
+    codes_OB: Array,
 ) -> int:  # fmt: skip
-    """One sweep of coordinate descent: each code in turn to its best place, the others held; how many moved.
+    """Coordinate descent inside one block: each code in turn to its best place, the others held; how many moved.
 
-    residual_OI = (W - Q) H, value_OI = Q and codes_OI change in place and stay consistent. hessian_II: symmetric.
+    pull_OB = ((W - Q) H) at the block, value_OB = Q there and codes_OB change in place and stay consistent. hessian_BB:
+    symmetric.
     """
-    rows, width = value_OI.shape
-    group = width // scale_OG.shape[1]
+    rows, width = value_OB.shape
     moved_O = np.zeros(rows, np.int64)
     for o in prange(rows):
-        none = value_OI[0, 0] * 0  # of the weight's own dtype, as everything here
-        most = none + top
+        none = value_OB[0, 0] * 0  # of the weight's own dtype, as everything here
+        most, scale, zero, pull_B = none + top, scale_O[o], zero_O[o], pull_OB[o]
         for j in range(width):
-            scale = scale_OG[o, j // group]
-            ratio = (value_OI[o, j] + residual_OI[o, j] / hessian_II[j, j]) / scale
+            ratio = (value_OB[o, j] + pull_B[j] / hessian_BB[j, j]) / scale
             if table.size:
                 code = 0
                 while code < top and ratio > (table[code] + table[code + 1]) / 2:
                     code += 1
                 value = table[code] * scale
             else:
-                zero = zero_OG[o, j // group]
                 level = min(max(np.rint(ratio) + zero, none), most)
                 code = int(level)
                 value = (level - zero) * scale
-            if code != codes_OI[o, j]:
-                step = value - value_OI[o, j]
-                codes_OI[o, j] = code
-                value_OI[o, j] = value
+            if code != codes_OB[o, j]:
+                step = value - value_OB[o, j]
+                codes_OB[o, j] = code
+                value_OB[o, j] = value
                 moved_O[o] += 1
                 for k in range(width):
-                    residual_OI[o, k] -= step * hessian_II[j, k]
+                    pull_B[k] -= step * hessian_BB[j, k]
     return moved_O.sum()  # type: ignore[no-any-return]

@@ -57,6 +57,21 @@ def nearest(
     return codes.to(torch.uint8), (codes - zero) * scale
 
 
+def descend_codes(
+    pull_OB: torch.Tensor, hessian_BB: torch.Tensor, value_OB: torch.Tensor, scale_O: torch.Tensor,
+    zero_O: torch.Tensor, table: torch.Tensor, top: int, codes_OB: torch.Tensor,
+) -> int:  # fmt: skip
+    """Coordinate descent inside one block; see `codes.descend_codes`, whose arguments these are."""
+    moved = 0
+    for j in range(len(hessian_BB)):
+        wanted_O = value_OB[:, j] + pull_OB[:, j] / hessian_BB[j, j]
+        code_O, value_O = nearest(wanted_O, scale_O, zero_O, table, top)
+        moved += int((code_O != codes_OB[:, j]).sum())
+        pull_OB -= (value_O - value_OB[:, j])[:, None] * hessian_BB[j]
+        codes_OB[:, j], value_OB[:, j] = code_O, value_O
+    return moved
+
+
 def scale_errors(
     weight_OI: torch.Tensor, importance_I: torch.Tensor, scale_OGF: torch.Tensor, zero_OGF: torch.Tensor,
     table: torch.Tensor, top: int,

@@ -4,15 +4,23 @@ GPTQ is greedy: column j is rounded knowing what came before it and never looked
 error of a row, e = w - q, costs e H e^T, and two moves can only lower it:
 
     code    q_j + d changes the cost by -2 d (e H)_j + d^2 H_jj: a parabola whose least point on the grid is the value
-            nearest to q_j + (e H)_j / H_jj. Rows are independent; a code that moves updates its row's e H.
+            nearest to q_j + (e H)_j / H_jj. Rows are independent.
     scale   q = ... + s_g c_g + ...: the same parabola in s_g with (e H c_g) and (c_g H c_g^T), then snapped to what the
             file can hold and taken only where the snapped value still lowers the cost.
 
-A sweep is all codes, then all scales. This is coordinate descent on the objective of GPTQ (Frantar et al. 2022,
-section 3.1), as QuantEase (Behdin et al. 2023) does from rounding; started from GPTQ four sweeps are enough. On a
-Hessian without damping it fits the calibration text and not the model, so H here is damped like GPTQ's.
+Both need e H at the group alone, so a sweep goes from group to group: one product for what all other columns ask of it,
+then codes and scale with the group's own piece of H, which fits into a cache.
 
-Shapes: O out_features, I in_features, G groups, W width of a group.
+         columns of a group                     E H[:, group], then codes move one after the other, each telling the
+      ┌───────┬─────────┬─────────────────┐     others of its group through H[group, group], then their scale
+      │   E   │  E_g    │       E         │
+      └───────┴─────────┴─────────────────┘     nothing outside the group is written: a sweep is one product E H in all
+
+This is coordinate descent on the objective of GPTQ (Frantar et al. 2022, section 3.1), as QuantEase (Behdin et al.
+2023) does from rounding; started from GPTQ four sweeps are enough. On a Hessian without damping it fits the calibration
+text and not the model, so H here is damped like GPTQ's.
+
+Shapes: O out_features, I in_features, G groups, W width of a group, B columns of a block.
 """
 
 from __future__ import annotations
@@ -21,10 +29,13 @@ from dataclasses import replace
 
 import torch
 
-from llmcompress.quantize.grid import kernel_arrays, snap
-from llmcompress.quantize.kernels import descend_codes
+from llmcompress.quantize.codes import descend_codes, kernel_inputs
+from llmcompress.quantize.grid import Scales, snap
 from llmcompress.quantize.nested import nearest_codes8, unnest
 from llmcompress.quantize.weight import QuantizedWeight
+
+BLOCK = 128
+"""Columns whose codes move between two products, at most; wider groups are taken in parts."""
 
 
 def refine(
@@ -38,11 +49,12 @@ def refine(
     """
     nested = replace(start.nested, codes=start.nested.codes.clone()) if start.nested else None
     now = replace(start, codes_OI=start.codes_OI.clone(), scale_OG=start.scale_OG.clone(), nested=nested)
-    value_OI = start.dequantize().to(weight_OI.dtype)
-    residual_OI = (weight_OI - value_OI) @ hessian_II
+    error_OI = weight_OI - start.dequantize().to(weight_OI.dtype)
     for _ in range(num_sweeps):
-        moved = _descend_codes(now, value_OI, residual_OI, hessian_II)
-        moved += _descend_scales(now, value_OI, residual_OI, hessian_II, scale_dtype)
+        moved = 0
+        for g in range(now.scale_OG.shape[1]):
+            pull_OW, moved_codes = _descend_codes(now, g, weight_OI, error_OI, hessian_II)
+            moved += moved_codes + _descend_scales(now, g, weight_OI, error_OI, pull_OW, hessian_II, scale_dtype)
         if moved == 0:
             break
     return now
@@ -57,42 +69,51 @@ def rescaled(weight: QuantizedWeight, wanted_OG: torch.Tensor, scale_dtype: torc
     return now
 
 
+def _group(now: QuantizedWeight, g: int) -> slice:
+    """The columns of one group."""
+    width = now.codes_OI.shape[1] // now.scale_OG.shape[1]
+    return slice(g * width, (g + 1) * width)
+
+
 def _descend_codes(
-    now: QuantizedWeight, value_OI: torch.Tensor, residual_OI: torch.Tensor, hessian_II: torch.Tensor
-) -> int:
-    """Move every code once, in place with `value_OI` and `residual_OI` = (W - Q) H; the number of codes that moved."""
-    scale, zero, table = kernel_arrays(now.scale_OG, now.zero_point_OG, now.scheme, value_OI.numpy().dtype)
-    return int(
-        descend_codes(
-            residual_OI.numpy(), hessian_II.numpy(), value_OI.numpy(), scale, zero, table, now.scheme.num_codes - 1,
-            now.codes_OI.numpy(),
-        )
-    )  # fmt: skip
+    now: QuantizedWeight, g: int, weight_OI: torch.Tensor, error_OI: torch.Tensor, hessian_II: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """Move every code of a group once, in place with `error_OI` = W - Q; (W - Q) H there, and how many moved."""
+    group, moved = _group(now, g), 0
+    zero_OG = now.zero_point_OG
+    scales = Scales(now.scale_OG[:, g : g + 1], None if zero_OG is None else zero_OG[:, g : g + 1])
+    scale_O1, zero_O1, table = kernel_inputs(scales, now.scheme, weight_OI)
+    for start in range(group.start, group.stop, BLOCK):
+        block = slice(start, min(start + BLOCK, group.stop))
+        pull_OB = error_OI @ hessian_II[block].t()
+        value_OB, codes_OB = weight_OI[:, block] - error_OI[:, block], now.codes_OI[:, block].contiguous()
+        moved += descend_codes(
+            pull_OB, hessian_II[block, block], value_OB, scale_O1[:, 0], zero_O1[:, 0], table,
+            now.scheme.num_codes - 1, codes_OB,
+        )  # fmt: skip
+        now.codes_OI[:, block] = codes_OB
+        error_OI[:, block] = weight_OI[:, block] - value_OB
+    whole = block == group
+    return (pull_OB if whole else error_OI @ hessian_II[group].t()), moved
 
 
 def _descend_scales(
-    now: QuantizedWeight, value_OI: torch.Tensor, residual_OI: torch.Tensor, hessian_II: torch.Tensor,
-    scale_dtype: torch.dtype,
+    now: QuantizedWeight, g: int, weight_OI: torch.Tensor, error_OI: torch.Tensor, pull_OW: torch.Tensor,
+    hessian_II: torch.Tensor, scale_dtype: torch.dtype,
 ) -> int:  # fmt: skip
-    """Move every group's scale once, in place with `value_OI` and `residual_OI`; the number of scales that moved."""
-    num_groups, moved = now.scale_OG.shape[1], 0
-    width, pull_OI = value_OI.shape[1] // num_groups, torch.empty_like(residual_OI)
-    for g in range(num_groups):
-        group = slice(g * width, (g + 1) * width)
-        unit_OW = _units(now, g, group).to(value_OI.dtype)
-        torch.mm(unit_OW, hessian_II[group], out=pull_OI)
-        slope_O = (residual_OI[:, group] * unit_OW).sum(1)
-        curve_O = (pull_OI[:, group] * unit_OW).sum(1)
-        scale_O = now.scale_OG[:, g].clone()
-        wanted_O = scale_O + torch.where(curve_O > 0, slope_O / curve_O.clamp(min=1e-38), 0).float()
-        _set_scales(now, g, wanted_O, scale_dtype)
-        step_O = (now.scale_OG[:, g] - scale_O).to(value_OI.dtype)
-        lower_O = step_O * (curve_O * step_O - 2 * slope_O) < 0
-        _set_scales(now, g, torch.where(lower_O, now.scale_OG[:, g], scale_O), scale_dtype)
-        value_OI[:, group] = unit_OW * now.scale_OG[:, g, None].to(value_OI.dtype)
-        residual_OI.addcmul_(torch.where(lower_O, step_O, 0)[:, None], pull_OI, value=-1)
-        moved += int(lower_O.sum())
-    return moved
+    """Move every row's scale of a group once, in place with `error_OI`; how many moved. pull_OW: (W - Q) H there."""
+    group = _group(now, g)
+    unit_OW = _units(now, g, group).to(weight_OI.dtype)
+    slope_O = (pull_OW * unit_OW).sum(1)
+    curve_O = ((unit_OW @ hessian_II[group, group]) * unit_OW).sum(1)
+    scale_O = now.scale_OG[:, g].clone()
+    wanted_O = scale_O + torch.where(curve_O > 0, slope_O / curve_O.clamp(min=1e-38), 0).float()
+    _set_scales(now, g, wanted_O, scale_dtype)
+    step_O = (now.scale_OG[:, g] - scale_O).to(weight_OI.dtype)
+    lower_O = step_O * (curve_O * step_O - 2 * slope_O) < 0
+    _set_scales(now, g, torch.where(lower_O, now.scale_OG[:, g], scale_O), scale_dtype)
+    error_OI[:, group] = weight_OI[:, group] - unit_OW * now.scale_OG[:, g, None].to(weight_OI.dtype)
+    return int(lower_O.sum())
 
 
 def _units(now: QuantizedWeight, g: int, group: slice) -> torch.Tensor:

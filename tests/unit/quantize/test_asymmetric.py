@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from llmcompress.quantize.asymmetric import aimed, held_out_error
+from llmcompress.quantize.asymmetric import aimed, held_out_errors
 from llmcompress.quantize.choosing import best, tried
 from llmcompress.quantize.hessian import Hessians, HessianSums, dampened
 from llmcompress.quantize.methods import gptq
@@ -64,7 +64,7 @@ def test_the_error_is_that_of_the_originals_output_token_by_token(padded: bool) 
     lost = x[held].double() @ quantized.double().t() - original[held].double() @ weight.double().t()
     whole = x[held].double() @ weight.double().t()
     expected = float(lost.square().sum() / whole.square().sum())
-    assert held_out_error(weight, quantized, seen) == pytest.approx(expected, rel=1e-4)
+    assert held_out_errors(weight, [quantized], seen)[0] == pytest.approx(expected, rel=1e-4)
 
 
 def test_where_the_original_reads_the_same_the_aim_is_the_weight() -> None:
@@ -85,11 +85,11 @@ def test_it_is_kept_where_it_is_nearer_to_the_original(shift: float, version: st
     )  # fmt: skip
     kept = best(weight, versions, seen)
     assert kept.version == version
-    errors = [held_out_error(weight, one.dequantize(), seen) for one in versions]
+    errors = held_out_errors(weight, [one.dequantize() for one in versions], seen)
     assert kept.held_out_error == min(errors) and kept.plain_held_out_error == errors[0]
 
 
 def test_without_held_out_tokens_there_is_no_error_to_judge_by() -> None:
     weight, x, _ = drawn(0.0)
     with pytest.raises(ValueError, match="no tokens were held out"):
-        held_out_error(weight, weight, Hessians(x.t() @ x, None, T))
+        held_out_errors(weight, [weight], Hessians(x.t() @ x, None, T))

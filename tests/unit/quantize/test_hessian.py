@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmcompress.quantize.hessian import HessianSum, accumulate
+from llmcompress.quantize.hessian import HessianSum, accumulate, energy
 
 
 @pytest.mark.parametrize("width", [1, 7, 64, 130])
@@ -32,3 +32,13 @@ def test_padding_counts_for_nothing() -> None:
 def test_without_a_token_it_is_zero() -> None:
     found, count = HessianSum(8, torch.device("cpu")).mean()
     assert count == 0 and not found.any()
+
+
+@pytest.mark.parametrize(("rows", "width"), [(3, 1), (5, 7), (2050, 64), (9, 130)])
+def test_energy_is_the_trace_of_the_whole_product(rows: int, width: int) -> None:
+    generator = torch.Generator().manual_seed(rows)
+    weight = torch.randn(rows, width, generator=generator, dtype=torch.float64)
+    root = torch.randn(width, width, generator=generator, dtype=torch.float64)
+    hessian = root @ root.t()
+    assert energy(weight, hessian) == pytest.approx(float(torch.trace(weight @ hessian @ weight.t())), rel=1e-12)
+    assert energy(weight, None) == pytest.approx(float(weight.square().sum()), rel=1e-12)
