@@ -5,8 +5,12 @@ another, a few small lasting objects between them are enough to leave holes that
 
     heap:   [ freed 25 MB ][.][ freed 9 MB ][.][ freed 16 MB ][.][ the next 25 MB, on top ]
 
-So large blocks are kept out of the heap (`large_blocks_mapped`), and what is free in it is returned after every layer
-(`give_back`). Both do nothing on other C libraries than glibc.
+So large blocks are kept out of the heap (`large_blocks_mapped`), from the start of the command, for holes that imports
+leave would be filled too; and what is free in the heap is returned before and after every solution (`give_back`). Both
+do nothing on other C libraries than glibc.
+
+A mapped block comes as pages to be filled anew. Quantization keeps that at a few percent of its time with small batches
+of text, whose activations stay below the size; training and evaluation keep their blocks (`large_blocks_kept`).
 """
 
 from __future__ import annotations
@@ -22,24 +26,39 @@ M_MMAP_THRESHOLD = -3
 LARGE_BYTES = 1 << 20
 USUAL_BYTES = 32 << 20
 """Where the threshold ends up by itself, since freeing a block raises it to that block's size, up to this."""
+_thresholds = [USUAL_BYTES]
 
 
 @contextmanager
 def large_blocks_mapped() -> Iterator[None]:
     """Take blocks of a mebibyte or more from the system, and return them when they are freed (mallopt).
 
-    Every block then comes as pages to be filled anew, which training, with its many short-lived ones, would pay for: so
-    only within. A threshold that the user gave in the environment (MALLOC_MMAP_THRESHOLD_) stays.
+    A threshold that the user gave in the environment (MALLOC_MMAP_THRESHOLD_) stays.
     """
+    with _threshold(LARGE_BYTES):
+        yield
+
+
+@contextmanager
+def large_blocks_kept() -> Iterator[None]:
+    """Let the heap have blocks of up to 32 MiB again, within `large_blocks_mapped`."""
+    with _threshold(USUAL_BYTES):
+        yield
+
+
+@contextmanager
+def _threshold(num_bytes: int) -> Iterator[None]:
     mallopt = None if "MALLOC_MMAP_THRESHOLD_" in os.environ else _of_c("mallopt")
     if mallopt is None:
         yield
         return
-    mallopt(M_MMAP_THRESHOLD, LARGE_BYTES)
+    _thresholds.append(num_bytes)
+    mallopt(M_MMAP_THRESHOLD, num_bytes)
     try:
         yield
     finally:
-        mallopt(M_MMAP_THRESHOLD, USUAL_BYTES)
+        _thresholds.pop()
+        mallopt(M_MMAP_THRESHOLD, _thresholds[-1])
 
 
 def give_back() -> None:

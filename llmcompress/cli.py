@@ -20,6 +20,7 @@ from typing import Annotated
 import typer
 
 from llmcompress import __version__
+from llmcompress.allocator import large_blocks_mapped
 from llmcompress.commands import compress, distill, evidence, plan, recipe, shipping, train
 
 app = typer.Typer(
@@ -73,4 +74,5 @@ def _top(
 def main() -> None:
     """The entry point. OpenMP's idle threads sleep instead of spinning, which on a busy machine costs whole cores."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    app(prog_name="llmcompress")
+    with large_blocks_mapped():
+        app(prog_name="llmcompress")

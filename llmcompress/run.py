@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcompress.allocator import large_blocks_kept
 from llmcompress.errors import LLMCompressError
 from llmcompress.inputs import input_digests
 from llmcompress.launched import num_processes, speaks
@@ -92,6 +93,7 @@ class _Job:
             )
         return self.opened[name]
 
+    @large_blocks_kept()
     def evidence(self, folder: Path) -> RunReport:
         """Every stage after those that make the checkpoint, on one output folder."""
         report = RunReport.load(folder) if self.record else new_report(self.recipe)

@@ -8,6 +8,7 @@ touched; copying a tensor to another file never builds it.
 from __future__ import annotations
 
 import json
+import mmap
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -48,23 +49,33 @@ class StoredTensor:
             while position < end:
                 data = os.pread(file.fileno(), min(CHUNK_BYTES, end - position), position)
                 if not data:
-                    raise LLMCompressError(f"{self.path}: ends inside tensor {self.name}", "fetch the file again")
+                    raise self._ends_early()
                 yield data
                 position += len(data)
 
     def load(self) -> torch.Tensor:
-        """The tensor, in its own dtype, in memory of its own."""
+        """The tensor, in its own dtype, in memory of its own: pages of the system's, and no part of the heap.
+
+        Tensors are read in one thread and freed in another, which a heap takes badly: its free pages pile up.
+        Raises: LLMCompressError when the file ends early.
+        """
         import torch
 
-        buffer = bytearray(self.num_bytes)
-        position = 0
-        for chunk in self.chunks():
-            buffer[position : position + len(chunk)] = chunk
-            position += len(chunk)
         dtype = torch_dtype(self.dtype)
-        if not buffer:
+        if not self.num_bytes:
             return torch.empty(self.shape, dtype=dtype)
+        buffer = mmap.mmap(-1, self.num_bytes)
+        view, done = memoryview(buffer), 0
+        with self.path.open("rb", buffering=0) as file:
+            while done < self.num_bytes:
+                got = os.preadv(file.fileno(), [view[done : done + CHUNK_BYTES]], self.start + done)
+                if not got:
+                    raise self._ends_early()
+                done += got
         return torch.frombuffer(buffer, dtype=dtype).reshape(self.shape)
+
+    def _ends_early(self) -> LLMCompressError:
+        return LLMCompressError(f"{self.path}: ends inside tensor {self.name}", "fetch the file again")
 
 
 def torch_dtype(name: str) -> torch.dtype:

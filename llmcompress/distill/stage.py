@@ -22,6 +22,7 @@ import torch
 from torch import nn
 
 from llmcompress import device as devices
+from llmcompress.allocator import large_blocks_kept
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tokenizer import load_tokenizer
 from llmcompress.checkpoint.writer import give_name
@@ -80,6 +81,7 @@ class _Job:
         return self.rows.kind
 
 
+@large_blocks_kept()
 def distill(
     source: Checkpoint, out: Path, settings: DistillSettings, *, open: Open, seed: int, key: str, report: RunReport,
     progress: Progress,

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmcompress.allocator import large_blocks_kept
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tokenizer import load_tokenizer, side_files
 from llmcompress.checkpoint.writer import file_digests, give_name
@@ -90,6 +91,7 @@ class _Job:
         return loss, count
 
 
+@large_blocks_kept()
 def finetune(
     source: Checkpoint, out: Path, settings: FinetuneSettings, *, seed: int, key: str, report: RunReport,
     progress: Progress,

@@ -16,6 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
+from llmcompress.allocator import large_blocks_kept
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.data.calibration import CalibrationSet
 from llmcompress.errors import LLMCompressError
@@ -36,6 +37,7 @@ TOKENS_PER_STEP = 2048
 NOTE = "scales tuned end to end afterwards; the errors here are those before"
 
 
+@large_blocks_kept()
 def tuned_layers(
     source: Checkpoint, workspace: Workspace, formats: Sequence[Format], rows: Sequence[Sequence[LinearRow]],
     calibration: CalibrationSet, scale_dtype: torch.dtype, num_steps: int, seed: int, progress: Progress,

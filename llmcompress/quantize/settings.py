@@ -47,7 +47,7 @@ class QuantizeSettings(BaseModel):
     )
     num_samples: int | None = Field(None, ge=1, description="rows of calibration text")
     seq_len: int | None = Field(None, ge=2, description="tokens per row")
-    batch_tokens: int = Field(4096, ge=1, description="calibration tokens that pass through a layer together")
+    batch_tokens: int = Field(1024, ge=1, description="calibration tokens that pass through a layer together")
     activation_memory_mb: int = Field(
         4096, ge=0, description="MiB that calibration text may hold between and inside layers; beyond it, recompute"
     )

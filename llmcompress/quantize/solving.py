@@ -16,6 +16,7 @@ import torch
 from pydantic import BaseModel
 from torch import nn
 
+from llmcompress.allocator import give_back
 from llmcompress.errors import LLMCompressError
 from llmcompress.models.layout import put_weight_OI, weight_OI
 from llmcompress.models.skeleton import set_parameter
@@ -83,6 +84,7 @@ class LayerSolver:
     def solve(self, names: Sequence[str]) -> None:
         """Quantize linears that read one tensor, and put the dequantized weights in their places."""
         self._release()
+        give_back()
         width = self.targets[names[0]].in_features
         with self.ledger.of("hessian"):
             sums, self._sums = self._sums or HessianSums(width, self.device, self.asymmetric), None
@@ -93,6 +95,7 @@ class LayerSolver:
         with self.ledger.of("solving"):
             for _, alike in groupby(names, lambda name: self.targets[name].scheme):
                 self._quantize(list(alike), seen)
+            give_back()
 
     def without_calibration(self, name: str) -> None:
         """Quantize one linear that no text is needed for, or that none reached."""

@@ -69,6 +69,7 @@ class _Job:
     writer: WriteBehind
 
 
+@large_blocks_mapped()
 def quantize(
     source: Checkpoint, out: Path, settings: QuantizeSettings, *, seed: int, key: str, report: RunReport,
     progress: Progress, calibration: CalibrationSet | None = None,
@@ -116,15 +117,13 @@ def quantize(
         _reader(source, layers, names, workspace), WriteBehind(),
     )  # fmt: skip
     try:
-        with large_blocks_mapped():
-            _solve_all(job, calibration, progress)
+        _solve_all(job, calibration, progress)
         if world.first:
             report.tuning = _tuned(job, calibration, seed, progress)
             rows = [row for index in range(len(layers.layers)) for row in workspace.finished_rows(index) or ()]
             report.linears = [*rows, *plan_.skipped]
             report.work = _work(job, rows)
-            with large_blocks_mapped():
-                assemble(source, out, workspace, formats, layout, plan_, report, progress)
+            assemble(source, out, workspace, formats, layout, plan_, report, progress)
         world.wait()
     except ProcessLostError:
         raise

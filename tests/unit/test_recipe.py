@@ -35,7 +35,7 @@ def test_dump_holds_every_value_and_gives_the_same_recipe_back() -> None:
     again = Recipe.of(recipe.dump())
     assert again == recipe and again.digest() == recipe.digest()
     quantize = recipe.dump()["stages"][0]["quantize"]
-    assert quantize["on_failure"] == "raise" and quantize["scheme"] == "NF4" and quantize["batch_tokens"] == 4096
+    assert quantize["on_failure"] == "raise" and quantize["scheme"] == "NF4" and quantize["batch_tokens"] == 1024
 
 
 def test_yaml_of_a_dump_is_a_recipe_file(tmp_path: Path) -> None:
