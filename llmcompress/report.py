@@ -120,14 +120,16 @@ class Work(Part):
 
 
 class Tuning(Part):
-    """Scales tuned end to end. Written by quantize with effort max."""
+    """Codes and scales tuned end to end. Written by quantize with effort max."""
 
     num_steps: int
     num_scales: int
+    num_codes: int = 0
+    num_codes_changed: int = Field(0, description="of num_codes, by tuning; counted also where it was not kept")
     num_held_out_tokens: int
     held_out_kl_before: float = Field(description="nats per token, on calibration rows that were not trained on")
-    held_out_kl_after: float = Field(description="the same with the tuned scales as the file holds them")
-    kept: bool = Field(description="whether the tuned scales are in the checkpoint: only where they are better")
+    held_out_kl_after: float = Field(description="the same with what was tuned as the file holds them")
+    kept: bool = Field(description="whether what was tuned is in the checkpoint: only where they are better")
 
 
 class Output(Part):

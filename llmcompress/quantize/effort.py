@@ -1,6 +1,6 @@
-"""`effort: max`: when every layer is solved, the scales of all of them are tuned together, in the same files.
+"""`effort: max`: when every layer is solved, codes and scales of all of them are tuned together, in the same files.
 
-    workspace: layer-*.gptq ──unpack──> student (codes fixed, scales trainable) ─┐
+    workspace: layer-*.gptq ──unpack──> student (codes and scales trainable) ────┐
     source ──────────────────────────> teacher                                  ─┴─> tuning.tune ──> snapped ──> judged
                                                                                         tuned-*.gptq <──pack── if better
 
@@ -12,6 +12,7 @@ killed in between tunes again from the same start. Both models are in memory at 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import nn
@@ -34,7 +35,7 @@ from llmcompress.seed import derive
 
 HELD_OUT_SHARE = 16
 TOKENS_PER_STEP = 2048
-NOTE = "scales tuned end to end afterwards; the errors here are those before"
+NOTE = "codes and scales tuned end to end afterwards; the errors here are those before"
 
 
 @large_blocks_kept()
@@ -57,12 +58,15 @@ def tuned_layers(
     teacher, student = _dense(source), _dense(source)
     linears = {name: _replaced(student, name, weight) for name, weight in solved.items()}
     rows_per_step = max(1, TOKENS_PER_STEP // tokens_NS.shape[1])
-    with progress.step("tuning scales end to end", num_steps) as bar:
+    with progress.step("tuning codes and scales end to end", num_steps) as bar:
         found = tune(
             teacher, student, linears, tokens_NS, mask_NS, num_held_out, num_steps, rows_per_step,
             derive(seed, "tuning"), lambda loss: bar.advance(1, f"KL {loss:.4f}"),
         )  # fmt: skip
-    after = {name: rescaled(weight, found.scales[name], scale_dtype) for name, weight in solved.items()}
+    after = {
+        name: rescaled(replace(weight, codes_OI=found.found[name][0]), found.found[name][1], scale_dtype)
+        for name, weight in solved.items()
+    }
     held = slice(-num_held_out, None)
     snapped = _judged(teacher, student, linears, after, tokens_NS[held], mask_NS[held], rows_per_step)
     kept = snapped < found.before
@@ -71,6 +75,8 @@ def tuned_layers(
     tuning = Tuning(
         num_steps=num_steps,
         num_scales=sum(weight.scale_OG.numel() for weight in solved.values()),
+        num_codes=sum(weight.codes_OI.numel() for weight in solved.values()),
+        num_codes_changed=sum(int((solved[name].codes_OI != after[name].codes_OI).sum()) for name in solved),
         num_held_out_tokens=int(mask_NS[held].sum()),
         held_out_kl_before=found.before,
         held_out_kl_after=snapped,
@@ -111,12 +117,11 @@ def _judged(
     teacher: nn.Module, student: nn.Module, linears: dict[str, TunedLinear], weights: dict[str, QuantizedWeight],
     tokens_NS: torch.Tensor, mask_NS: torch.Tensor, rows_at_once: int,
 ) -> float:  # fmt: skip
-    """Mean KL over the real tokens with the scales that `weights` have."""
+    """Mean KL over the real tokens with the codes and scales that `weights` have."""
     total, count = 0.0, int(mask_NS.sum())
     with torch.no_grad():
         for name, linear in linears.items():
-            linear.scale_OG = weights[name].scale_OG
-            linear.factor_OG.zero_()
+            linear.start(weights[name])
         for tokens, mask in zip(tokens_NS.split(rows_at_once), mask_NS.split(rows_at_once), strict=True):
             total += float(divergence(teacher, student, tokens, mask)) * int(mask.sum())
     return total / max(1, count)

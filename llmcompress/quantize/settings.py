@@ -37,7 +37,7 @@ class QuantizeSettings(BaseModel):
     asymmetric_calibration: bool | None = Field(
         None, description="also aim at the original's output through its own inputs; None: with effort max"
     )
-    tune_steps: int = Field(60, ge=1, description="of effort max, 2048 tokens each")
+    tune_steps: int = Field(160, ge=1, description="of effort max, 2048 tokens each")
     refine_sweeps: int = Field(4, ge=0, description="of coordinate descent after the method; 0: none")
     format: list[str] = Field(
         [], description="layouts to write; empty: gptq for int4 and int8, bitsandbytes for NF4, else compressed_tensors"

@@ -1,13 +1,20 @@
-"""Scales tuned end to end: codes stay, and the whole model is moved closer to the original's predictions.
+"""Codes and scales tuned end to end: the whole model is moved closer to the original's predictions.
 
-Every layer was solved for its own output; nobody asked what the errors of all layers do together. With the codes fixed
-a linear is Q = units * (scale * (1 + f)), and the factors f of all groups of all linears are trained at once by Adam on
+Every layer was solved for its own output; nobody asked what the errors of all layers do together. A linear is
+Q = nearest(units + m) * (scale * (1 + f)), and the moves m of all codes and the factors f of all groups are trained at
+once, in all linears, by Adam on
 
     KL(original || quantized) of the next-token distribution, over the calibration tokens
 
-as in the end-to-end phase of EfficientQAT (Chen et al. 2024, section 3.3), which trains on a loss over text instead.
-There are few factors (one in a group of 128 weights), so little text is needed; what they fit of it that is not in
-other text shows on held-out rows, where the best step is kept, and nothing is where no step is better than the start.
+The gradient goes through `nearest` as if it were not there (straight-through). A code begins in the middle of its cell,
+so it changes only when half a step of gradients agree on it:
+
+    ──┼────────•────────┼──      • units   m: steps of at most a hundredth or so   ┼ where the code changes
+              └─ m ─>
+
+Factors come from the end-to-end phase of EfficientQAT (Chen et al. 2024, section 3.3), moves of codes from AutoRound
+(Cheng et al. 2023, section 3), which trains them layer by layer. What is fitted of the text that is not in other text
+shows on held-out rows, where the best step is kept, and nothing is where no step is better than the start.
 
 Shapes: O out_features, I in_features, G groups, W width of a group, N rows, S tokens of a row, V vocabulary.
 """
@@ -22,46 +29,71 @@ from typing import Any
 import torch
 from torch import nn
 
+from llmcompress.quantize.codes import kernel_inputs
+from llmcompress.quantize.grid import Scales
+from llmcompress.quantize.kernels_torch import nearest
 from llmcompress.quantize.weight import QuantizedWeight
 
-LEARNING_RATE = 3e-3
+SCALE_RATE = 3e-3
 """Of the factors, relative to a scale: a step moves a scale by at most about a third of a percent."""
+CODE_RATE = 1.5e-2
+"""Of the moves, relative to the distance between two values of the grid: a code needs some forty steps to change."""
 WARM_UP_STEPS = 5
 CHECK_EVERY = 10
 """Steps between two looks at the held-out rows."""
 
 
 class TunedLinear(nn.Module):
-    """A linear whose codes are fixed and whose scales have a trainable factor, `factor_OG` + 1."""
-
-    units_OGW: torch.Tensor
-    scale_OG: torch.Tensor
+    """A linear whose codes and scales are trainable: `move_OGW` in steps of the grid, and `factor_OG` + 1."""
 
     def __init__(self, weight: QuantizedWeight, bias: torch.Tensor | None) -> None:
         super().__init__()
-        rows, groups = weight.scale_OG.shape
-        self.register_buffer("units_OGW", weight.units().reshape(rows, groups, -1), persistent=False)
-        self.register_buffer("scale_OG", weight.scale_OG.clone(), persistent=False)
-        self.factor_OG = nn.Parameter(torch.zeros_like(weight.scale_OG))
         self.bias = bias
+        self.start(weight)
 
-    def scales(self) -> torch.Tensor:
-        """The scales as tuned so far, [O, G]."""
-        return self.scale_OG * (1 + self.factor_OG)
+    def start(self, weight: QuantizedWeight) -> None:
+        """Begin at `weight`, with nothing moved."""
+        rows, groups = weight.scale_OG.shape
+        self.scale_OG, self.top = weight.scale_OG.clone(), weight.scheme.num_codes - 1
+        self.units_OGW = weight.units().reshape(rows, groups, -1)
+        self.move_OGW = nn.Parameter(torch.zeros_like(self.units_OGW))
+        self.factor_OG = nn.Parameter(torch.zeros_like(self.scale_OG))
+        one = Scales(torch.ones_like(self.scale_OG), weight.zero_point_OG)
+        one_OG, zero_OG, self.table = kernel_inputs(one, weight.scheme, self.scale_OG)
+        self.one_OG1, self.zero_OG1 = one_OG[..., None], zero_OG[..., None]
+        self.step = 2 / self.top if weight.codebook is not None else 1.0
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
         """[..., I] -> [..., O]."""
-        weight_OI = (self.units_OGW * self.scales()[..., None]).flatten(1)
-        return nn.functional.linear(inputs, weight_OI, self.bias)
+        wanted_OGW = self._wanted()
+        _, units_OGW = self._nearest(wanted_OGW.detach())
+        through_OGW = units_OGW + (wanted_OGW - wanted_OGW.detach())
+        return nn.functional.linear(inputs, (through_OGW * self._scales()[..., None]).flatten(1), self.bias)
+
+    @torch.no_grad()
+    def tuned(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Codes, uint8 [O, I], and scales, [O, G], as tuned so far."""
+        return self._nearest(self._wanted())[0].flatten(1), self._scales()
+
+    def _wanted(self) -> torch.Tensor:
+        """The codes' values if any were possible; beyond the ends of the grid at most half a step."""
+        ends = (self.table[0], self.table[-1]) if self.table.numel() else (-self.zero_OG1, self.top - self.zero_OG1)
+        return torch.clamp(self.units_OGW + self.move_OGW * self.step, ends[0] - self.step / 2, ends[1] + self.step / 2)
+
+    def _nearest(self, wanted_OGW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        return nearest(wanted_OGW, self.one_OG1, self.zero_OG1, self.table, self.top)
+
+    def _scales(self) -> torch.Tensor:
+        return self.scale_OG * (1 + self.factor_OG)
 
 
 @dataclass(frozen=True, slots=True)
 class Tuned:
-    """Mean KL per held-out token, in nats, before and at the best step; and the scales there, by linear."""
+    """Mean KL per held-out token, in nats, before and at the best step; and codes and scales there, by linear."""
 
     before: float
     after: float
-    scales: dict[str, torch.Tensor]
+    found: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def divergence(teacher: Any, student: Any, tokens_NS: torch.Tensor, mask_NS: torch.Tensor) -> torch.Tensor:
@@ -78,13 +110,15 @@ def tune(
     teacher: Any, student: Any, linears: Mapping[str, TunedLinear], tokens_NS: torch.Tensor, mask_NS: torch.Tensor,
     num_held_out: int, num_steps: int, rows_per_step: int, seed: int, on_step: Callable[[float], None],
 ) -> Tuned:  # fmt: skip
-    """Train the factors of `linears`, which `student` contains; the last `num_held_out` rows judge.
+    """Train codes and scales of `linears`, which `student` contains; the last `num_held_out` rows judge.
 
-    The factors are left as they are at the end; the best ones are in what is returned. `on_step` hears the loss.
+    The linears are left as they are at the end; the best step is in what is returned. `on_step` hears the loss.
     """
     count = len(tokens_NS) - num_held_out
     held = slice(count, None)
-    optimizer = torch.optim.Adam([one.factor_OG for one in linears.values()], lr=LEARNING_RATE, betas=(0.9, 0.95))
+    factors = {"params": [one.factor_OG for one in linears.values()], "lr": SCALE_RATE}
+    moves = {"params": [one.move_OGW for one in linears.values()], "lr": CODE_RATE}
+    optimizer = torch.optim.Adam([factors, moves], betas=(0.9, 0.95))
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _rate(step, num_steps))
     generator = torch.Generator().manual_seed(seed)
     drawn: list[int] = []
@@ -96,7 +130,7 @@ def tune(
         return sum(kl * tokens for kl, tokens in sums) / max(1, sum(tokens for _, tokens in sums))
 
     before = after = judged()
-    best = {name: one.scales().detach().clone() for name, one in linears.items()}
+    best = {name: one.tuned() for name, one in linears.items()}
     for step in range(1, num_steps + 1):
         if len(drawn) < rows_per_step:
             drawn = torch.randperm(count, generator=generator).tolist()
@@ -110,7 +144,7 @@ def tune(
         if step % CHECK_EVERY == 0 or step == num_steps:
             now = judged()
             if now < after:
-                after, best = now, {name: one.scales().detach().clone() for name, one in linears.items()}
+                after, best = now, {name: one.tuned() for name, one in linears.items()}
     return Tuned(before, after, best)
 
 
