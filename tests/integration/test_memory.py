@@ -55,7 +55,8 @@ def peak_bytes(model: Path, out: Path, settings: dict[str, object]) -> int:
 def test_peak_memory_does_not_follow_the_number_of_layers(tmp_path: Path, method: str) -> None:
     settings: dict[str, object] = {"method": method}
     if method == "gptq":
-        settings |= {"calibration": "tiny", "num_samples": 8, "seq_len": 64}
+        (tmp_path / "text.txt").write_text(tiny_models.words(3000))
+        settings |= {"calibration": str(tmp_path / "text.txt"), "num_samples": 16, "seq_len": 64}
     config = tiny_models.configs()["llama"]
     config.hidden_size, config.intermediate_size, config.head_dim = WIDTH, 2 * WIDTH, WIDTH // 4
     config.num_key_value_heads = 4
