@@ -208,39 +208,28 @@ def dampened(hessian_II: torch.Tensor, dampening_frac: float) -> torch.Tensor:
     return found_II
 
 
-ROWS_AT_A_TIME = 1024
-
-
 def relative_error(weight_OI: torch.Tensor, quantized_OI: torch.Tensor, hessian_II: torch.Tensor | None) -> float:
     """||(W - Q) X||^2 / ||W X||^2 over the calibration tokens; without a Hessian, ||W - Q||^2 / ||W||^2.
 
     0 for a weight (or input) that is all zero and kept so.
     """
-    lost = whole = 0.0
-    for own_OI, other_OI in zip(weight_OI.split(ROWS_AT_A_TIME), quantized_OI.split(ROWS_AT_A_TIME), strict=True):
-        rows_OI = own_OI.to(torch.float32)
-        lost += energy(rows_OI - other_OI.to(torch.float32), hessian_II)
-        whole += energy(rows_OI, hessian_II)
+    own_OI = weight_OI.to(torch.float32)
+    lost, whole = energy(own_OI - quantized_OI.to(torch.float32), hessian_II), energy(own_OI, hessian_II)
     return lost / whole if whole > 0 else 0.0
 
 
 def energy(rows_OI: torch.Tensor, hessian_II: torch.Tensor | None) -> float:
     """tr(A H A^T) of rows A, in the dtype of both; without a Hessian, the sum of squares.
 
-    H is symmetric, so what lies right of a panel's diagonal block counts twice, and what lies left is not computed.
+    That is the sum of A^T A times H, entry by entry. Both are symmetric: what lies right of a panel's diagonal block
+    counts twice, and what lies left is not computed.
     """
     if hessian_II is None:
-        return _inner(rows_OI, rows_OI)
+        return float(rows_OI.square().sum(dtype=torch.float64))
     found, width = 0.0, len(hessian_II)
     step = -(-width // PANELS)
-    for part_OI in rows_OI.split(ROWS_AT_A_TIME):
-        for start in range(0, width, step):
-            left_OB, right_OI = part_OI[:, start : start + step], part_OI[:, start:]
-            product_OI = left_OB @ hessian_II[start : start + step, start:]
-            own = _inner(product_OI[:, :step], left_OB)
-            found += 2 * _inner(product_OI, right_OI) - own
+    for start in range(0, width, step):
+        panel_BI = rows_OI[:, start : start + step].t() @ rows_OI[:, start:]
+        panel_BI *= hessian_II[start : start + step, start:]
+        found += 2 * float(panel_BI.sum(dtype=torch.float64)) - float(panel_BI[:, :step].sum(dtype=torch.float64))
     return found
-
-
-def _inner(a_OI: torch.Tensor, b_OI: torch.Tensor) -> float:
-    return float((a_OI * b_OI).sum(dtype=torch.float64))

@@ -50,6 +50,11 @@ def unnest(nested: NestedScale, rows: int) -> torch.Tensor:
     return (dynamic_map()[nested.codes.long()] * absmax + nested.offset).reshape(rows, -1)
 
 
+def scales_at(nested: NestedScale, places_N: torch.Tensor) -> torch.Tensor:
+    """The scales, float32 [N], that the 8-bit form stands for at flat positions `places_N`; see `unnest`."""
+    return dynamic_map()[nested.codes[places_N].long()] * nested.absmax[places_N // BLOCK] + nested.offset
+
+
 def nearest_codes8(nested: NestedScale, places_N: torch.Tensor, scale_N: torch.Tensor) -> torch.Tensor:
     """The 8-bit codes, uint8 [N], nearest to `scale_N` at flat positions `places_N`, in the blocks as they stand."""
     absmax_N = nested.absmax[places_N // BLOCK].clamp(min=1e-38)

@@ -26,16 +26,19 @@ Shapes: O out_features, I in_features, G groups, W width of a group, B columns o
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import torch
 
 from llmcompress.quantize.codes import descend_codes, kernel_inputs
 from llmcompress.quantize.grid import Scales, snap
-from llmcompress.quantize.nested import nearest_codes8, unnest
+from llmcompress.quantize.nested import nearest_codes8, scales_at
 from llmcompress.quantize.weight import QuantizedWeight
 
 BLOCK = 128
 """Columns whose codes move between two products, at most; wider groups are taken in parts."""
+ROWS = 512
+"""Rows taken through all sweeps before the next ones, so that what a block needs stays small."""
 
 
 def refine(
@@ -50,14 +53,26 @@ def refine(
     nested = replace(start.nested, codes=start.nested.codes.clone()) if start.nested else None
     now = replace(start, codes_OI=start.codes_OI.clone(), scale_OG=start.scale_OG.clone(), nested=nested)
     error_OI = weight_OI - start.dequantize().to(weight_OI.dtype)
-    for _ in range(num_sweeps):
-        moved = 0
-        for g in range(now.scale_OG.shape[1]):
-            pull_OW, moved_codes = _descend_codes(now, g, weight_OI, error_OI, hessian_II)
-            moved += moved_codes + _descend_scales(now, g, weight_OI, error_OI, pull_OW, hessian_II, scale_dtype)
-        if moved == 0:
-            break
+    for first in range(0, len(weight_OI), ROWS):
+        rows = slice(first, min(first + ROWS, len(weight_OI)))
+        for _ in range(num_sweeps):
+            moved = 0
+            for g in range(now.scale_OG.shape[1]):
+                at = _At(rows, g, _group(now, g))
+                pull_OW, moved_codes = _descend_codes(now, at, weight_OI[rows], error_OI[rows], hessian_II)
+                moved += moved_codes
+                moved += _descend_scales(now, at, weight_OI[rows], error_OI[rows], pull_OW, hessian_II, scale_dtype)
+            if moved == 0:
+                break
     return now
+
+
+class _At(NamedTuple):
+    """Some rows of one group: the rows, the group's number, and its columns."""
+
+    rows: slice
+    g: int
+    columns: slice
 
 
 def rescaled(weight: QuantizedWeight, wanted_OG: torch.Tensor, scale_dtype: torch.dtype) -> QuantizedWeight:
@@ -65,8 +80,49 @@ def rescaled(weight: QuantizedWeight, wanted_OG: torch.Tensor, scale_dtype: torc
     nested = replace(weight.nested, codes=weight.nested.codes.clone()) if weight.nested else None
     now = replace(weight, scale_OG=weight.scale_OG.clone(), nested=nested)
     for g in range(now.scale_OG.shape[1]):
-        _set_scales(now, g, wanted_OG[:, g], scale_dtype)
+        _set_scales(now, _At(slice(0, len(wanted_OG)), g, _group(now, g)), wanted_OG[:, g], scale_dtype)
     return now
+
+
+def _descend_codes(
+    now: QuantizedWeight, at: _At, weight_OI: torch.Tensor, error_OI: torch.Tensor, hessian_II: torch.Tensor
+) -> tuple[torch.Tensor, int]:
+    """Move every code there once, in place with `error_OI` = W - Q; (W - Q) H there, and how many moved."""
+    rows, g, columns = at
+    zero_OG, moved = now.zero_point_OG, 0
+    scales = Scales(now.scale_OG[rows, g : g + 1], None if zero_OG is None else zero_OG[rows, g : g + 1])
+    scale_O1, zero_O1, table = kernel_inputs(scales, now.scheme, weight_OI)
+    for start in range(columns.start, columns.stop, BLOCK):
+        block = slice(start, min(start + BLOCK, columns.stop))
+        pull_OB = error_OI @ hessian_II[block].t()
+        value_OB, codes_OB = weight_OI[:, block] - error_OI[:, block], now.codes_OI[rows, block].contiguous()
+        moved += descend_codes(
+            pull_OB, hessian_II[block, block], value_OB, scale_O1[:, 0], zero_O1[:, 0], table,
+            now.scheme.num_codes - 1, codes_OB,
+        )  # fmt: skip
+        now.codes_OI[rows, block] = codes_OB
+        torch.sub(weight_OI[:, block], value_OB, out=error_OI[:, block])
+    return (pull_OB if block == columns else error_OI @ hessian_II[columns].t()), moved
+
+
+def _descend_scales(
+    now: QuantizedWeight, at: _At, weight_OI: torch.Tensor, error_OI: torch.Tensor, pull_OW: torch.Tensor,
+    hessian_II: torch.Tensor, scale_dtype: torch.dtype,
+) -> int:  # fmt: skip
+    """Move every row's scale there once, in place with `error_OI`; how many moved. pull_OW: (W - Q) H there."""
+    rows, g, columns = at
+    unit_OW = _units(now, at).to(weight_OI.dtype)
+    slope_O = (pull_OW * unit_OW).sum(1)
+    curve_O = ((unit_OW @ hessian_II[columns, columns]) * unit_OW).sum(1)
+    scale_O = now.scale_OG[rows, g].clone()
+    wanted_O = scale_O + torch.where(curve_O > 0, slope_O / curve_O.clamp(min=1e-38), 0).float()
+    _set_scales(now, at, wanted_O, scale_dtype)
+    step_O = (now.scale_OG[rows, g] - scale_O).to(weight_OI.dtype)
+    lower_O = step_O * (curve_O * step_O - 2 * slope_O) < 0
+    _set_scales(now, at, torch.where(lower_O, now.scale_OG[rows, g], scale_O), scale_dtype)
+    unit_OW *= now.scale_OG[rows, g, None].to(weight_OI.dtype)
+    torch.sub(weight_OI[:, columns], unit_OW, out=error_OI[:, columns])
+    return int(lower_O.sum())
 
 
 def _group(now: QuantizedWeight, g: int) -> slice:
@@ -75,64 +131,22 @@ def _group(now: QuantizedWeight, g: int) -> slice:
     return slice(g * width, (g + 1) * width)
 
 
-def _descend_codes(
-    now: QuantizedWeight, g: int, weight_OI: torch.Tensor, error_OI: torch.Tensor, hessian_II: torch.Tensor
-) -> tuple[torch.Tensor, int]:
-    """Move every code of a group once, in place with `error_OI` = W - Q; (W - Q) H there, and how many moved."""
-    group, moved = _group(now, g), 0
-    zero_OG = now.zero_point_OG
-    scales = Scales(now.scale_OG[:, g : g + 1], None if zero_OG is None else zero_OG[:, g : g + 1])
-    scale_O1, zero_O1, table = kernel_inputs(scales, now.scheme, weight_OI)
-    for start in range(group.start, group.stop, BLOCK):
-        block = slice(start, min(start + BLOCK, group.stop))
-        pull_OB = error_OI @ hessian_II[block].t()
-        value_OB, codes_OB = weight_OI[:, block] - error_OI[:, block], now.codes_OI[:, block].contiguous()
-        moved += descend_codes(
-            pull_OB, hessian_II[block, block], value_OB, scale_O1[:, 0], zero_O1[:, 0], table,
-            now.scheme.num_codes - 1, codes_OB,
-        )  # fmt: skip
-        now.codes_OI[:, block] = codes_OB
-        error_OI[:, block] = weight_OI[:, block] - value_OB
-    whole = block == group
-    return (pull_OB if whole else error_OI @ hessian_II[group].t()), moved
-
-
-def _descend_scales(
-    now: QuantizedWeight, g: int, weight_OI: torch.Tensor, error_OI: torch.Tensor, pull_OW: torch.Tensor,
-    hessian_II: torch.Tensor, scale_dtype: torch.dtype,
-) -> int:  # fmt: skip
-    """Move every row's scale of a group once, in place with `error_OI`; how many moved. pull_OW: (W - Q) H there."""
-    group = _group(now, g)
-    unit_OW = _units(now, g, group).to(weight_OI.dtype)
-    slope_O = (pull_OW * unit_OW).sum(1)
-    curve_O = ((unit_OW @ hessian_II[group, group]) * unit_OW).sum(1)
-    scale_O = now.scale_OG[:, g].clone()
-    wanted_O = scale_O + torch.where(curve_O > 0, slope_O / curve_O.clamp(min=1e-38), 0).float()
-    _set_scales(now, g, wanted_O, scale_dtype)
-    step_O = (now.scale_OG[:, g] - scale_O).to(weight_OI.dtype)
-    lower_O = step_O * (curve_O * step_O - 2 * slope_O) < 0
-    _set_scales(now, g, torch.where(lower_O, now.scale_OG[:, g], scale_O), scale_dtype)
-    error_OI[:, group] = weight_OI[:, group] - unit_OW * now.scale_OG[:, g, None].to(weight_OI.dtype)
-    return int(lower_O.sum())
-
-
-def _units(now: QuantizedWeight, g: int, group: slice) -> torch.Tensor:
-    """What the codes of one group mean before the scale: code - zero point, or the codebook's entry (O x W)."""
+def _units(now: QuantizedWeight, at: _At) -> torch.Tensor:
+    """What the codes there mean before the scale: code - zero point, or the codebook's entry (O x W)."""
     if now.codebook is not None:
-        return now.codebook[now.codes_OI[:, group].long()]
+        return now.codebook[now.codes_OI[at.rows, at.columns].long()]
     assert now.zero_point_OG is not None
-    return now.codes_OI[:, group].float() - now.zero_point_OG[:, g, None].float()
+    return now.codes_OI[at.rows, at.columns].float() - now.zero_point_OG[at.rows, at.g, None].float()
 
 
-def _set_scales(now: QuantizedWeight, g: int, wanted_O: torch.Tensor, scale_dtype: torch.dtype) -> None:
-    """Give group `g` of every row the scale nearest to the wanted one that the file can hold, and that is positive."""
+def _set_scales(now: QuantizedWeight, at: _At, wanted_O: torch.Tensor, scale_dtype: torch.dtype) -> None:
+    """Give the rows there the scale nearest to the wanted one that the file can hold, and that is positive."""
     if now.nested is None:
-        now.scale_OG[:, g] = snap(wanted_O.clamp(min=1e-38), now.scheme, scale_dtype)
+        now.scale_OG[at.rows, at.g] = snap(wanted_O.clamp(min=1e-38), now.scheme, scale_dtype)
         return
-    rows, num_groups = now.scale_OG.shape
-    places_O = torch.arange(rows) * num_groups + g
+    places_O = torch.arange(at.rows.start, at.rows.stop) * now.scale_OG.shape[1] + at.g
     before_O = now.nested.codes[places_O].clone()
     now.nested.codes[places_O] = nearest_codes8(now.nested, places_O, wanted_O)
-    usable_O = unnest(now.nested, rows)[:, g] > 0
+    usable_O = scales_at(now.nested, places_O) > 0
     now.nested.codes[places_O] = torch.where(usable_O, now.nested.codes[places_O], before_O)
-    now.scale_OG[:, g] = unnest(now.nested, rows)[:, g]
+    now.scale_OG[at.rows, at.g] = scales_at(now.nested, places_O)
