@@ -19,7 +19,8 @@ def failures(report: RunReport) -> list[str]:
 
 def summary(folder: Path, report: RunReport) -> str:
     """A few lines on the checkpoint in `folder`."""
-    lines = [f"{folder}", *_size(report), *_linears(report), *_work(report), *_checks(report), *_engines(report)]
+    lines = [f"{folder}", *_size(report), *_linears(report), *_work(report), *_tuned(report)]
+    lines += [*_checks(report), *_engines(report)]
     for evaluation in report.evaluations:
         lines += _evaluation(evaluation)
     lines += _speed(report)
@@ -85,6 +86,16 @@ def _work(report: RunReport) -> list[str]:
     if work.reason:
         lines.append(f"  memory   {work.form}, activations in {work.activations}: {work.reason}")
     return lines
+
+
+def _tuned(report: RunReport) -> list[str]:
+    """What tuning end to end gained, where it was asked for."""
+    tuning = report.tuning
+    if tuning is None:
+        return []
+    gain = f"KL on held-out rows {tuning.held_out_kl_after:.4f} from {tuning.held_out_kl_before:.4f}"
+    codes = f"{tuning.num_codes_changed:,} of {tuning.num_codes:,} codes changed"
+    return [f"  tuned    {gain}; {codes}" + ("" if tuning.kept else "; not kept")]
 
 
 def _checks(report: RunReport) -> list[str]:

@@ -64,7 +64,7 @@ def tuned_layers(
             derive(seed, "tuning"), lambda loss: bar.advance(1, f"KL {loss:.4f}"),
         )  # fmt: skip
     after = {
-        name: rescaled(replace(weight, codes_OI=found.found[name][0]), found.found[name][1], scale_dtype)
+        name: rescaled(replace(weight, codes_OI=found.best[name][0]), found.best[name][1], scale_dtype)
         for name, weight in solved.items()
     }
     held = slice(-num_held_out, None)

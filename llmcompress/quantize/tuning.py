@@ -93,7 +93,7 @@ class Tuned:
 
     before: float
     after: float
-    found: dict[str, tuple[torch.Tensor, torch.Tensor]]
+    best: dict[str, tuple[torch.Tensor, torch.Tensor]]
 
 
 def divergence(teacher: Any, student: Any, tokens_NS: torch.Tensor, mask_NS: torch.Tensor) -> torch.Tensor:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.report import ADAPTER, PLAIN
+from llmcompress.report import ADAPTER, PLAIN, Tuning
 from llmcompress.summary import summary
 from tests.unit.card.sample_report import full_report
 
@@ -34,3 +34,16 @@ def test_a_text_without_a_budget_has_no_verdict() -> None:
     assert f"KL {text.kl:.5f}  no budget" in summary(Path("out"), report)
     text.budget_kl = 0.05
     assert f"KL {text.kl:.5f}  pass" in summary(Path("out"), report)
+
+
+def test_tuning_says_what_it_gained_and_whether_it_was_kept() -> None:
+    report = full_report()
+    assert "  tuned" not in summary(Path("out"), report)
+    report.tuning = Tuning(
+        num_steps=160, num_scales=10, num_codes=2000, num_codes_changed=12, num_held_out_tokens=64,
+        held_out_kl_before=0.2, held_out_kl_after=0.16, kept=True,
+    )  # fmt: skip
+    line = "  tuned    KL on held-out rows 0.1600 from 0.2000; 12 of 2,000 codes changed"
+    assert line in summary(Path("out"), report).splitlines()
+    report.tuning.kept = False
+    assert f"{line}; not kept" in summary(Path("out"), report).splitlines()

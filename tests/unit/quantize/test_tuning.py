@@ -72,7 +72,7 @@ def test_tuning_lowers_the_divergence_on_rows_it_does_not_train_on(scheme: Weigh
     heard: list[float] = []
     found = tune(teacher, student, {"head": linear}, TOKENS, MASK, 3, 120, 4, 0, heard.append)
     assert found.after < found.before and len(heard) == 120
-    codes, scales = found.found["head"]
+    codes, scales = found.best["head"]
     assert codes.dtype == torch.uint8 and int(codes.max()) < scheme.num_codes
     assert not torch.equal(codes, start.codes_OI) and not torch.equal(scales, start.scale_OG)
     linear.start(replace(start, codes_OI=codes, scale_OG=scales))
@@ -103,7 +103,5 @@ def test_the_same_seed_gives_the_same_bits() -> None:
     results = []
     for _ in range(2):
         teacher, student, linear, _ = models(WeightScheme(3, 32))
-        results.append(
-            tune(teacher, student, {"head": linear}, TOKENS, MASK, 3, 60, 4, 7, lambda _: None).found["head"]
-        )
+        results.append(tune(teacher, student, {"head": linear}, TOKENS, MASK, 3, 60, 4, 7, lambda _: None).best["head"])
     assert all(torch.equal(*pair) for pair in zip(*results, strict=True))
