@@ -1,6 +1,6 @@
 """`python -m llmcompress` is the command `llmcompress`."""
 
-from llmcompress.cli import main
+from llmcompress.cli.main import main
 
 if __name__ == "__main__":
     main()

@@ -1,18 +1,20 @@
-"""What a person at the terminal sees of long work: a bar with the time left, or plain lines where there is no terminal.
+"""How long work says where it stands, and what a person at the terminal sees of it.
 
+A stage receives a `Progress` and reports steps to it; who listens is not its concern: the command line draws bars with
+the time left on stderr (plain lines where there is no terminal), a program that asked for nothing gets `Silent`.
 Everything goes to stderr; stdout is for data. Bars may lie inside one another; messages appear above them.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import TYPE_CHECKING, TextIO
-
-from llmcompress.progress import Progress, Silent, Step
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
     from rich.progress import Progress as RichProgress
@@ -20,6 +22,43 @@ if TYPE_CHECKING:
 
 PLAIN_INTERVAL_S = 10.0
 """Where lines stay, a step speaks at most this often."""
+
+
+class Step(Protocol):
+    """One bar under way."""
+
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """`amount` more units are done; `note` is a few words on the present one."""
+        ...
+
+
+class Progress(Protocol):
+    """Where long work reports."""
+
+    def message(self, text: str) -> None:
+        """One line for the person watching."""
+        ...
+
+    def step(self, title: str, total: int) -> AbstractContextManager[Step]:
+        """A bar of `total` units, open for the length of a with block."""
+        ...
+
+
+class _Nothing:
+    def advance(self, amount: int = 1, note: str = "") -> None:
+        """Say nothing."""
+
+
+class Silent:
+    """Progress that nobody sees."""
+
+    def message(self, text: str) -> None:
+        """Say nothing."""
+
+    @contextmanager
+    def step(self, title: str, total: int) -> Iterator[Step]:
+        """A bar that nobody sees."""
+        yield _Nothing()
 
 
 def console(stream: TextIO | None = None) -> Progress:
@@ -129,3 +168,24 @@ def duration(seconds: float) -> str:
     if hours:
         return f"{hours} h {minutes} min"
     return f"{minutes} min {whole % 60} s" if minutes else f"{whole} s"
+
+
+@contextmanager
+def quiet(*loggers: str) -> Iterator[None]:
+    """Within the block no tqdm bar is drawn and the named loggers pass errors only; both come back at its end."""
+    bar: Any = import_module("tqdm").tqdm
+    start = bar.__init__
+    levels = {name: logging.getLogger(name).level for name in loggers}
+
+    def disabled(self: Any, *args: Any, **kwargs: Any) -> None:
+        start(self, *args, **{**kwargs, "disable": True})
+
+    bar.__init__ = disabled
+    for name in loggers:
+        logging.getLogger(name).setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        bar.__init__ = start
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)

@@ -19,8 +19,8 @@ T = TypeVar("T")
 class Registry(Generic[T]):
     """Names to entries, discovered in one package on first use.
 
-    Every public module of `package` must bind `ENTRY`, an object with a `name`. A module that fails to import fails
-    here, loudly: a broken entry is never merely absent.
+    Every module of `package` that binds `ENTRY`, an object with a `name`, adds an entry; others are what entries share.
+    A module that fails to import fails here, loudly: a broken entry is never merely absent.
     """
 
     def __init__(self, kind: str, package: str) -> None:
@@ -33,9 +33,9 @@ class Registry(Generic[T]):
             entries: dict[str, T] = {}
             origin: dict[str, str] = {}
             for info in pkgutil.iter_modules(importlib.import_module(self._package).__path__):
-                if info.name.startswith("_"):
-                    continue
                 module = importlib.import_module(f"{self._package}.{info.name}")
+                if not hasattr(module, "ENTRY"):
+                    continue
                 entry = module.ENTRY
                 if entry.name in entries:
                     raise RuntimeError(f"{self.kind} {entry.name!r} is in {origin[entry.name]} and in {info.name}")

@@ -30,7 +30,7 @@ def _no_network(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(socket.socket, "connect", guarded)
 
 
-LONG = ("integration/", "unit/test_cli.py", "unit/test_run.py", "unit/finetune/", "unit/publish/", "unit/verify/")
+LONG = ("integration/", "unit/cli/", "unit/pipeline/", "unit/finetune/", "unit/publish/", "unit/verify/")
 """What runs whole commands: begun first, so that several processes end at about the same time."""
 
 

@@ -17,7 +17,7 @@ from llmcompress.card.figures import draw_errors, draw_scores, draw_training
 from llmcompress.card.frontmatter import as_text, front_matter, problems
 from llmcompress.card.glance import glance
 from llmcompress.card.kind import KINDS, kind_of_card
-from llmcompress.card.limits import limits
+from llmcompress.card.limitations import limits
 from llmcompress.card.public import public
 from llmcompress.card.running import how_to_run
 from llmcompress.errors import LLMCompressError, raise_all

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.card.linears import kind_of, layer_of, worst_errors
-from llmcompress.evaluate.compare import verdict
+from llmcompress.evaluate.statistics import verdict
 from llmcompress.report import Distillation, Evaluation, Finetune, LinearRow, TextResult
 
 if TYPE_CHECKING:

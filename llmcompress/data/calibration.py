@@ -23,11 +23,11 @@ from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING
 
+from llmcompress.data.calibration_spec import CalibrationSpec as CalibrationSpec
 from llmcompress.data.chat import conversations, need_template, render
-from llmcompress.data.dataset import read_dataset
 from llmcompress.data.documents import Document, read_documents, texts
 from llmcompress.data.packing import pack, pad
-from llmcompress.data.spec import CalibrationSpec as CalibrationSpec
+from llmcompress.data.sources import read_dataset
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.report import Calibration
 from llmcompress.seed import derive

@@ -22,8 +22,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.data.calibration import shuffled
-from llmcompress.data.kinds import FIELDS, Piece, UnusableRowError, kind_of, pieces, uses_template
 from llmcompress.data.records import Record, Rejected, is_file, read_records
+from llmcompress.data.row_kinds import FIELDS, Piece, UnusableRowError, kind_of, pieces, uses_template
 from llmcompress.data.settings import DataSettings
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import RejectedRows, TrainingData

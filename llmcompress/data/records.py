@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmcompress.data.dataset import read_parquet, read_table
+from llmcompress.data.sources import read_parquet, read_table
 from llmcompress.errors import LLMCompressError
 
 SUFFIXES = (".jsonl", ".json", ".parquet")

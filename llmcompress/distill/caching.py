@@ -16,14 +16,14 @@ from pathlib import Path
 
 import torch
 
+from llmcompress.console import Progress
 from llmcompress.distill import cache, topk
-from llmcompress.distill.ends import TeacherEnd
 from llmcompress.distill.kinds import Kind
 from llmcompress.distill.mixture import Combine, Mixture
+from llmcompress.distill.models import TeacherEnd
 from llmcompress.distill.objective import NOT_INPUTS, labels_in_step
 from llmcompress.distill.rows import Row, Rows
 from llmcompress.distill.teachers import predictions, run
-from llmcompress.progress import Progress
 
 CHUNK_BYTES = 1 << 30
 

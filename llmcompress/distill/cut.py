@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from llmcompress.errors import LLMCompressError
-from llmcompress.models.layout import decoder_layers, is_transposed, linears, weight_OI
+from llmcompress.models.blocks import decoder_layers, is_transposed, linears, weight_OI
 
 WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
 """What configs call the number of feed-forward units."""

@@ -9,9 +9,9 @@ from typing import Any
 
 from torch import nn
 
-from llmcompress.distill.ends import StudentEnd, TeacherEnd, logits_width, tokens_of
 from llmcompress.distill.kinds import Kind
 from llmcompress.distill.layer_map import Pairs, layer_map
+from llmcompress.distill.models import StudentEnd, TeacherEnd, logits_width, tokens_of
 from llmcompress.distill.objective import ATTENTION, HIDDEN
 from llmcompress.distill.settings import DistillSettings
 from llmcompress.distill.vocabulary import SharedVocabulary, shared_vocabulary

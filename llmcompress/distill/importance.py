@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmcompress.models.layout import weight_OI
+from llmcompress.models.blocks import weight_OI
 
 
 def contributions(

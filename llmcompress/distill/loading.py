@@ -16,10 +16,10 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.device import best
+from llmcompress.console import quiet
 from llmcompress.distill.kinds import Kind, auto_class
 from llmcompress.errors import LLMCompressError
-from llmcompress.quiet import quiet
+from llmcompress.models.device import best
 from llmcompress.report import FILE, FOLDER
 
 MADE_ANEW = ("pooler", "position_ids")
@@ -90,7 +90,7 @@ def _plain(checkpoint: Checkpoint, kind: Kind) -> nn.Module:
 
 
 def _quantized(checkpoint: Checkpoint, kind: Kind, notes: list[str]) -> nn.Module:
-    from llmcompress.quantize.dequantized import load_dequantized
+    from llmcompress.compress.dequantized import load_dequantized
 
     method = checkpoint.config["quantization_config"].get("quant_method")
     if kind == "causal" and is_ours(checkpoint.folder):

@@ -5,16 +5,16 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from llmcompress.distill.answers import Answers
-from llmcompress.distill.ends import StudentEnd, TeacherEnd
 from llmcompress.distill.fitting import Fit
 from llmcompress.distill.heldout import Figures
 from llmcompress.distill.layer_map import spelled
+from llmcompress.distill.models import StudentEnd, TeacherEnd
 from llmcompress.distill.objective import Objective
+from llmcompress.distill.predictions import Answers
 from llmcompress.distill.rows import Rows
 from llmcompress.distill.settings import DistillSettings
 from llmcompress.distill.writing import count_parameters
-from llmcompress.training_report import Distillation, DistillScore, DistillTeacher, GridTraining, OnPolicy, Training
+from llmcompress.report.training import Distillation, DistillScore, DistillTeacher, GridTraining, OnPolicy, Training
 
 METRICS = (
     ("perplexity", "nll", False),

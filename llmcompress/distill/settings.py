@@ -10,7 +10,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_valida
 from llmcompress.data.settings import DataSettings, as_data
 from llmcompress.distill.layer_map import parse
 from llmcompress.errors import LLMCompressError
-from llmcompress.train.settings import TrainingSettings
+from llmcompress.training.settings import TrainingSettings
 
 LossName = Literal[
     "forward_kl", "reverse_kl", "js", "ce", "sentence",

@@ -12,7 +12,7 @@ from llmcompress.distill.cut import Selection, Shape, Widths, cut, find_widths, 
 from llmcompress.distill.importance import contributions, largest
 from llmcompress.distill.layer_map import evenly
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.models.layout import decoder_layers
+from llmcompress.models.blocks import decoder_layers
 
 ROUND_TO = 64
 """Feed-forward widths are rounded down to a multiple of this where the teacher's is one, so that groups of a quantized

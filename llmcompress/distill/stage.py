@@ -21,32 +21,32 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmcompress import device as devices
-from llmcompress.allocator import large_blocks_kept
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tokenizer import load_tokenizer
 from llmcompress.checkpoint.writer import give_name
-from llmcompress.distill.answers import Answers, answers_for
-from llmcompress.distill.ends import Open, StudentEnd, TeacherEnd, find_student, find_teachers
+from llmcompress.compress.assemble import describe_source
+from llmcompress.console import Progress
 from llmcompress.distill.fitting import Fit, fit
 from llmcompress.distill.heldout import Figures, measure
 from llmcompress.distill.kinds import Kind, pooling_of
 from llmcompress.distill.loading import load, skeleton_of
+from llmcompress.distill.models import Open, StudentEnd, TeacherEnd, find_student, find_teachers
 from llmcompress.distill.objective import ATTENTION, HIDDEN, Distiller, Objective
-from llmcompress.distill.ongrid import OnGrid, put_on_grid
-from llmcompress.distill.onpolicy import refuse, train_on_policy
+from llmcompress.distill.on_grid import OnGrid, put_on_grid
+from llmcompress.distill.on_policy import refuse, train_on_policy
+from llmcompress.distill.predictions import Answers, answers_for
 from llmcompress.distill.results import distillation
 from llmcompress.distill.rows import Rows, load_rows
 from llmcompress.distill.settings import DistillSettings
 from llmcompress.distill.writing import grid_linears, stored_dtype, write_on_grid, write_plain
 from llmcompress.errors import LLMCompressError
-from llmcompress.models.layout import is_transposed
-from llmcompress.progress import Progress
-from llmcompress.quantize.assemble import describe_source
+from llmcompress.memory import large_blocks_kept
+from llmcompress.models import device as devices
+from llmcompress.models.blocks import is_transposed
 from llmcompress.report import Check, RunReport, Training
+from llmcompress.report.training import GridTraining, OnPolicy
 from llmcompress.seed import derive
-from llmcompress.train.trainer import is_main, train, world_size
-from llmcompress.training_report import GridTraining, OnPolicy
+from llmcompress.training.trainer import is_main, train, world_size
 
 DEFAULT_LOSS: dict[Kind, str] = {"embedding": "sentence"}
 """What is matched where nothing is said; js on the student's own text (as GKD does), forward_kl for all others."""
@@ -224,19 +224,19 @@ class _Phases:
     total: int = 1
 
     def start(self, total_steps: int) -> None:
-        """See `llmcompress.train.trainer.Driver`."""
+        """See `llmcompress.training.trainer.Driver`."""
         self.total = max(1, total_steps)
 
     def step(self, step: int) -> None:
-        """See `llmcompress.train.trainer.Driver`."""
+        """See `llmcompress.training.trainer.Driver`."""
         self.distiller.progress = (step + 1) / self.total
 
     def state(self) -> dict[str, Any]:
-        """See `llmcompress.train.trainer.Driver`."""
+        """See `llmcompress.training.trainer.Driver`."""
         return {"progress": self.distiller.progress}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """See `llmcompress.train.trainer.Driver`."""
+        """See `llmcompress.training.trainer.Driver`."""
         self.distiller.progress = float(state["progress"])
 
 

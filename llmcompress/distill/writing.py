@@ -21,11 +21,11 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import read_header, torch_dtype
 from llmcompress.checkpoint.tokenizer import side_files
 from llmcompress.checkpoint.writer import plain_output, write_shards
-from llmcompress.distill.ongrid import OnGrid, trained_codes, with_codes
-from llmcompress.models.skeleton import FLOATS
-from llmcompress.quantize.format import FORMATS
-from llmcompress.quantize.roundtrip import unpack_row
-from llmcompress.quiet import quiet
+from llmcompress.compress.roundtrip import unpack_row
+from llmcompress.console import quiet
+from llmcompress.distill.on_grid import OnGrid, trained_codes, with_codes
+from llmcompress.formats.base import FORMATS
+from llmcompress.models.meta import FLOATS
 from llmcompress.report import LinearRow, Output, RunReport
 
 POOLING_FOLDERS = ("1_Pooling", "2_Normalize")

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from importlib.metadata import version
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.device import best
-from llmcompress.evaluate import engine
+from llmcompress.console import Progress
+from llmcompress.evaluate import engines as engine
 from llmcompress.evaluate.cache import BaselineCache, cache_key
 from llmcompress.evaluate.harness import ReadyTask, TaskRun, run_task
 from llmcompress.evaluate.results import mismatch
-from llmcompress.progress import Progress
+from llmcompress.models.device import best
 
 LIBRARIES = ("lm_eval", "torch", "transformers", "datasets", "tokenizers")
 """Whose versions are part of a cached result's key."""

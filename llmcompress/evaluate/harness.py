@@ -25,9 +25,9 @@ from typing import Any
 
 from pydantic import BaseModel, ConfigDict
 
+from llmcompress.console import quiet
 from llmcompress.errors import LLMCompressError, raise_all, unknown
 from llmcompress.evaluate.suite import TaskEntry
-from llmcompress.quiet import quiet
 
 FILE_READERS = ("json", "csv", "parquet", "arrow", "text", "pandas")
 GROUP = "llmcompress"

@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate.compare import (
+from llmcompress.evaluate.harness import Item, ReadyTask, TaskRun
+from llmcompress.evaluate.statistics import (
     Floats,
     bootstrap_interval,
     flips,
@@ -25,7 +26,6 @@ from llmcompress.evaluate.compare import (
     score,
     verdict,
 )
-from llmcompress.evaluate.harness import Item, ReadyTask, TaskRun
 from llmcompress.evaluate.suite import TaskEntry, TextEntry
 from llmcompress.evaluate.text import RowStats
 from llmcompress.report import TaskResult, TextResult

@@ -21,13 +21,12 @@ from typing import Any, Self
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from llmcompress import environment
 from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate import engine
-from llmcompress.evaluate.engine import Choice
-from llmcompress.progress import Progress
-from llmcompress.report import Measurement, Speed
+from llmcompress.evaluate import engines as engine
+from llmcompress.evaluate.engines import Choice
+from llmcompress.report import Measurement, Speed, environment
 
 ANSWER = "llmcompress-speed "
 """How an answer starts on a worker's stdout; whatever else is there, libraries wrote."""

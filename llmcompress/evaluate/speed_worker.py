@@ -14,10 +14,10 @@ from typing import Any
 
 import torch
 
-from llmcompress.environment import peak_memory_bytes, resident_memory_bytes
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate import engine
+from llmcompress.evaluate import engines as engine
 from llmcompress.evaluate.speed import ANSWER
+from llmcompress.report.environment import peak_memory_bytes, resident_memory_bytes
 from llmcompress.seed import derive
 
 

@@ -17,15 +17,17 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.evaluate import engine, overlap, results, text
+from llmcompress.evaluate import contamination as overlap
+from llmcompress.evaluate import engines as engine
+from llmcompress.evaluate import results, text
 from llmcompress.evaluate.baseline import Baseline
 from llmcompress.evaluate.cache import BaselineCache, cache_folder
-from llmcompress.evaluate.compare import overall
-from llmcompress.evaluate.engine import Choice
+from llmcompress.evaluate.engines import Choice
 from llmcompress.evaluate.harness import ReadyTask, TaskRun, find_tasks, harness_version, item_texts, run_task
+from llmcompress.evaluate.statistics import overall
 from llmcompress.evaluate.suite import Suite, TaskEntry, TextEntry, load_suite
-from llmcompress.progress import Progress
 from llmcompress.report import FILE, FOLDER, Evaluation, Overlap, RunReport, TaskResult, TextResult
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate.compare import Floats
+from llmcompress.evaluate.statistics import Floats
 
 if TYPE_CHECKING:
     import torch

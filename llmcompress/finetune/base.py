@@ -19,15 +19,15 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmcompress import device as devices
 from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.compress.scheme import WeightScheme, preset
+from llmcompress.console import quiet
+from llmcompress.distributed import sharded
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.launched import sharded
-from llmcompress.models import skeleton
-from llmcompress.models.layout import decoder_layers, is_transposed, linears
-from llmcompress.quantize.format import FORMATS
-from llmcompress.quiet import quiet
-from llmcompress.scheme import WeightScheme, preset
+from llmcompress.formats.base import FORMATS
+from llmcompress.models import device as devices
+from llmcompress.models import meta as skeleton
+from llmcompress.models.blocks import decoder_layers, is_transposed, linears
 
 NF4_METHOD = "bitsandbytes"
 

@@ -16,14 +16,14 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.compress.methods.base import METHODS
+from llmcompress.compress.scheme import WeightScheme
+from llmcompress.console import Progress
 from llmcompress.data.examples import Example, collate
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune.base import BasePlan
 from llmcompress.finetune.residual import residual_factors
-from llmcompress.models import skeleton
-from llmcompress.progress import Progress
-from llmcompress.quantize.method import METHODS
-from llmcompress.scheme import WeightScheme
+from llmcompress.models import meta as skeleton
 
 HESSIAN_BYTES = 2 << 30
 """Hessians that are accumulated in one pass through the model take no more than this."""

@@ -25,21 +25,21 @@ from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.compress.dequantized import load_dequantized
+from llmcompress.compress.methods.base import METHODS
+from llmcompress.compress.roundtrip import unpack_row
+from llmcompress.compress.scheme import WeightScheme
+from llmcompress.console import Progress, Silent
 from llmcompress.data.examples import Example, load_examples
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune import engine
 from llmcompress.finetune.base import BasePlan, load_base
 from llmcompress.finetune.delta import merged_weight
 from llmcompress.finetune.merge import Plan, write_merged
-from llmcompress.models.layout import put_weight_OI
-from llmcompress.progress import Progress, Silent
-from llmcompress.quantize.dequantized import load_dequantized
-from llmcompress.quantize.format import FORMATS
-from llmcompress.quantize.method import METHODS
-from llmcompress.quantize.roundtrip import unpack_row
+from llmcompress.formats.base import FORMATS
+from llmcompress.models.blocks import put_weight_OI
 from llmcompress.report import LinearRow, Merge, RunReport, Survival, SurvivalRow
-from llmcompress.scheme import WeightScheme
-from llmcompress.train.heldout import heldout_kl
+from llmcompress.training.heldout import heldout_kl
 
 BATCH = 4
 Quantize = Callable[[Checkpoint, Path], None]

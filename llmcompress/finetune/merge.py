@@ -27,6 +27,9 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import DTYPE_BYTES, dtype_name, torch_dtype
 from llmcompress.checkpoint.tokenizer import side_files
 from llmcompress.checkpoint.writer import Streamed, file_digests, give_name, plain_output, write_shards
+from llmcompress.compress.assemble import describe_source
+from llmcompress.compress.workspace import Workspace
+from llmcompress.console import Progress
 from llmcompress.data.records import is_file
 from llmcompress.data.settings import DataSettings
 from llmcompress.errors import LLMCompressError
@@ -34,10 +37,7 @@ from llmcompress.finetune.adapter import CONFIG, WEIGHTS, Adapter
 from llmcompress.finetune.delta import merged_weight, probe_excess
 from llmcompress.finetune.onto import Linear, Target, open_target, require_fit, trained_on
 from llmcompress.finetune.settings import AdapterRef, MergeSettings
-from llmcompress.models import skeleton
-from llmcompress.progress import Progress
-from llmcompress.quantize.assemble import describe_source
-from llmcompress.quantize.workspace import Workspace
+from llmcompress.models import meta as skeleton
 from llmcompress.report import Check, Finetune, Merge, MergedAdapter, MergedLinear, RunReport
 
 PROBE_SEED = 0

@@ -19,14 +19,14 @@ from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import torch_dtype
+from llmcompress.compress.roundtrip import unpack_row
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.finetune.adapter import Adapter
 from llmcompress.finetune.base import BasePlan, nf4_plan, plan_base
 from llmcompress.finetune.begin import quantized_weight
-from llmcompress.models import skeleton
-from llmcompress.models.layout import is_transposed
-from llmcompress.quantize.format import FORMATS
-from llmcompress.quantize.roundtrip import unpack_row
+from llmcompress.formats.base import FORMATS
+from llmcompress.models import meta as skeleton
+from llmcompress.models.blocks import is_transposed
 from llmcompress.report import FILE, FOLDER, Finetune, LinearRow, RunReport
 
 

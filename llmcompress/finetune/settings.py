@@ -7,7 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
 from llmcompress.data.settings import DataSettings, as_data
-from llmcompress.train.settings import TrainingSettings
+from llmcompress.training.settings import TrainingSettings
 
 Data = Annotated[DataSettings, BeforeValidator(as_data)]
 

@@ -19,27 +19,27 @@ from typing import Any
 import torch
 from torch import nn
 
-from llmcompress.allocator import large_blocks_kept
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tokenizer import load_tokenizer, side_files
 from llmcompress.checkpoint.writer import file_digests, give_name
+from llmcompress.compress.assemble import describe_source
+from llmcompress.compress.workspace import Workspace
+from llmcompress.console import Progress
 from llmcompress.data.examples import TrainingSet, collate, load_examples
-from llmcompress.device import best
+from llmcompress.distributed import sharded
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune import engine
 from llmcompress.finetune.base import BasePlan, compute_dtype, load_base, own_device, plan_base, targets
 from llmcompress.finetune.begin import first_factors, quantized_weight, require_residual
 from llmcompress.finetune.settings import FinetuneSettings
-from llmcompress.launched import sharded
-from llmcompress.models import skeleton
-from llmcompress.progress import Progress
-from llmcompress.quantize.assemble import describe_source
-from llmcompress.quantize.workspace import Workspace
+from llmcompress.memory import large_blocks_kept
+from llmcompress.models import meta as skeleton
+from llmcompress.models.device import best
 from llmcompress.report import ADAPTER, Check, Finetune, Output, RunReport, Training
 from llmcompress.seed import derive
-from llmcompress.train import sharding
-from llmcompress.train.failures import TrainingFailedError
-from llmcompress.train.trainer import (
+from llmcompress.training import sharding
+from llmcompress.training.failures import TrainingFailedError
+from llmcompress.training.trainer import (
     DRIVER,
     heldout_loss,
     is_main,

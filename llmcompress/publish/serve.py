@@ -23,8 +23,8 @@ from typing import Literal, NoReturn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate.engine import unavailable
-from llmcompress.publish.door import VARIABLE
+from llmcompress.evaluate.engines import unavailable
+from llmcompress.publish.auth import VARIABLE
 from llmcompress.verify.facts import facts
 from llmcompress.verify.rules import judge
 
@@ -134,7 +134,7 @@ def free_port(host: str, port: int) -> int:
 def vllm_command(checkpoint: Checkpoint, name: str, host: str, port: int) -> list[str]:
     """How vLLM's own server is started; the key is in the environment, where a list of processes does not show it."""
     command = ["vllm", "serve", str(checkpoint.folder.resolve()), "--served-model-name", name]
-    command += ["--host", host, "--port", str(port), "--middleware", "llmcompress.publish.door.Door"]
+    command += ["--host", host, "--port", str(port), "--middleware", "llmcompress.publish.auth.Door"]
     return command + (["--trust-remote-code"] if checkpoint.trust_remote_code else [])
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcompress.errors import LLMCompressError
-from llmcompress.publish.door import Door, error_body
+from llmcompress.publish.auth import Door, error_body
 
 KINDS = {400: "invalid_request_error", 404: "not_found_error"}
 FIELDS = ("content", "input", "messages", "prompt", "role", "text", "type")

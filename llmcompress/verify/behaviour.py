@@ -19,9 +19,9 @@ from typing import Any
 import torch
 
 from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.compress.dequantized import load_dequantized
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate import engine
-from llmcompress.quantize.dequantized import load_dequantized
+from llmcompress.evaluate import engines as engine
 from llmcompress.report import Check
 
 ROWS, TOKENS = 4, 32

@@ -34,9 +34,9 @@ def digests(folder: Path, report: RunReport) -> Check:
 
 def tensors(folder: Path, report: RunReport, source: Checkpoint | None) -> Check:
     """Every tensor that the model and the layout need is stored, and none besides but what the source had too."""
-    from llmcompress.models import skeleton
-    from llmcompress.quantize.format import FORMATS
-    from llmcompress.scheme import WeightScheme
+    from llmcompress.compress.scheme import WeightScheme
+    from llmcompress.formats.base import FORMATS
+    from llmcompress.models import meta as skeleton
 
     assert report.output is not None
     format = FORMATS.get(report.output.format) if report.output.quantized_parameters else None
@@ -80,7 +80,7 @@ def _same(checkpoint: Checkpoint, source: Checkpoint, name: str) -> bool:
 
 def round_trip(folder: Path, report: RunReport) -> Check:
     """Every quantized linear unpacked from disk, its codes, scales and zero points those that the solver returned."""
-    from llmcompress.quantize.roundtrip import mismatches
+    from llmcompress.compress.roundtrip import mismatches
 
     assert report.output is not None
     count = sum(row.outcome != "skipped" for row in report.linears)

@@ -24,8 +24,8 @@ from typing import IO
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError
-from llmcompress.progress import Progress
 from llmcompress.report import ADAPTER, Check, RunReport
 
 STATIC = ("files", "tensors", "untouched", "round trip", "side files")

@@ -15,7 +15,7 @@ import pytest
 
 from tests.architecture.sources import ROOT
 
-START = "import sys; from llmcompress.cli import main; main()"
+START = "import sys; from llmcompress.cli.main import main; main()"
 HEAVY = ("torch", "transformers", "lm_eval", "matplotlib", "bitsandbytes", "numba", "datasets", "peft", "pandas")
 
 
@@ -50,7 +50,7 @@ def commands_in_readme() -> list[str]:
 def test_help_imports_nothing_heavy() -> None:
     code = f"""
 import atexit, sys
-from llmcompress.cli import main
+from llmcompress.cli.main import main
 atexit.register(lambda: print("loaded:", [name for name in {HEAVY!r} if name in sys.modules]))
 main()
 """

@@ -21,7 +21,7 @@ TASKS = sorted((ROOT / "eval" / "tasks").rglob("*.yaml"))
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_is_valid(path: Path) -> None:
-    from llmcompress import recipe
+    from llmcompress.config import recipe
 
     by_name = recipe.load(path.stem)
     assert recipe.load(str(path)) == by_name
@@ -36,7 +36,7 @@ def test_suite_is_valid(path: Path) -> None:
 
 @pytest.mark.parametrize("path", CALIBRATION, ids=lambda path: path.stem)
 def test_calibration_set_is_valid(path: Path) -> None:
-    from llmcompress.data.spec import CalibrationSpec
+    from llmcompress.data.calibration_spec import CalibrationSpec
 
     assert CalibrationSpec.find(path.stem).name == path.stem
 
@@ -64,4 +64,4 @@ def test_wheel_carries_the_data(tmp_path: Path) -> None:
             if path.is_file() and "__pycache__" not in path.parts:
                 assert f"llmcompress/_data/{path.relative_to(ROOT)}" in packed
     assert {f"llmcompress/recipes/{path.name}" for path in RECIPES} <= packed
-    assert {"llmcompress/py.typed", "llmcompress/train/fsdp.yaml"} <= packed
+    assert {"llmcompress/py.typed", "llmcompress/training/fsdp.yaml"} <= packed

@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmcompress.compress.grid import NF4
+from llmcompress.compress.nested_scales import nest, unnest
+from llmcompress.compress.scheme import PRESETS, WeightScheme
+from llmcompress.compress.weight import QuantizedWeight
 from llmcompress.errors import LLMCompressError
-from llmcompress.quantize.format import FORMATS, Format, Layout
-from llmcompress.quantize.grid import NF4
-from llmcompress.quantize.nested import nest, unnest
-from llmcompress.quantize.weight import QuantizedWeight
-from llmcompress.scheme import PRESETS, WeightScheme
+from llmcompress.formats.base import FORMATS, Format, Layout
 
 SCHEMES = [
     *(WeightScheme(*grid) for grid in itertools.product((2, 3, 4, 8), (-1, 16, 32, 64, 128), (True, False))),

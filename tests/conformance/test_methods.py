@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmcompress.quantize.method import METHODS, Method
-from llmcompress.scheme import PRESETS, WeightScheme
+from llmcompress.compress.methods.base import METHODS, Method
+from llmcompress.compress.scheme import PRESETS, WeightScheme
 
 GRIDS = [*PRESETS.values(), WeightScheme(4, 32, symmetric=False), WeightScheme(3, -1), WeightScheme(2, 24)]
 

@@ -11,9 +11,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from llmcompress.config.recipe import Recipe
+from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
-from llmcompress.progress import Silent
-from llmcompress.recipe import Recipe
 from llmcompress.report import Distillation, RunReport
 from tests import tiny_models
 

@@ -8,10 +8,10 @@ from typing import Any
 
 import pytest
 
-from llmcompress.progress import Silent
-from llmcompress.recipe import load
+from llmcompress.config.recipe import load
+from llmcompress.console import Silent
+from llmcompress.pipeline.run import run
 from llmcompress.report import Distillation, RunReport
-from llmcompress.run import run
 from tests import tiny_models
 
 Make = Callable[..., Path]

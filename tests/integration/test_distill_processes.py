@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from llmcompress.progress import Silent
-from llmcompress.recipe import Recipe
+from llmcompress.config.recipe import Recipe
+from llmcompress.console import Silent
+from llmcompress.pipeline.run import run
 from llmcompress.report import Distillation, RunReport
-from llmcompress.run import run
 from tests import tiny_models
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -30,7 +30,7 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_cache_stands_in_for_the_teachers(
     make: Make, distill: Any, tmp_path: Path, monkeypatch: Any, one_at_a_time: bool
 ) -> None:
-    from llmcompress.distill import ends
+    from llmcompress.distill import models as ends
 
     first = make()
     second = tiny_models.save(tmp_path / "second", tiny_models.configs()["llama"], seed=7)

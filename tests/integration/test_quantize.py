@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 import torch
 
+from llmcompress.compress.dequantized import load_dequantized
 from llmcompress.errors import LLMCompressError
-from llmcompress.quantize.dequantized import load_dequantized
 from llmcompress.report import RunReport
 from tests import tiny_models
 
@@ -223,7 +223,7 @@ def test_a_quantized_checkpoint_is_not_quantized_again(
 def test_a_failing_linear_is_named_and_falls_back_only_on_request(
     make: Callable[..., Path], compress: Compress, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    from llmcompress.quantize.hessian import HessianSum
+    from llmcompress.compress.statistics import HessianSum
 
     def spoiled(self: HessianSum) -> tuple[torch.Tensor, int]:
         hessian, count = mean(self)
@@ -281,7 +281,7 @@ def test_effort_max_is_kept_only_where_it_is_closer(
 def test_effort_max_killed_while_it_packs_ends_in_the_same_bytes(
     make: Callable[..., Path], compress: Compress, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmcompress.quantize.workspace import Workspace
+    from llmcompress.compress.workspace import Workspace
 
     source, asked = make("llama"), {"scheme": "W2A16", "effort": "max", "tune_steps": 10}
     whole = compress(source, tmp_path / "whole", **asked)

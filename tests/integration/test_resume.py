@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.quantize import workspace
+from llmcompress.compress import workspace
 from llmcompress.report import RunReport
 
 Compress = Callable[..., RunReport]
@@ -22,10 +22,10 @@ def killed(model: Path, out: Path, text: Path, layer: int, asymmetric: bool = Fa
     """Quantize in a process of its own that kills itself (SIGKILL) when `layer` has just been finished."""
     script = f"""
         import os, signal
-        from llmcompress.quantize.workspace import Workspace
-        from llmcompress.progress import Silent
-        from llmcompress.recipe import Recipe
-        from llmcompress.run import run
+        from llmcompress.compress.workspace import Workspace
+        from llmcompress.console import Silent
+        from llmcompress.config.recipe import Recipe
+        from llmcompress.pipeline.run import run
         finish = Workspace.finish_layer
         def finish_and_die(self, layer, packed, rows):
             finish(self, layer, packed, rows)

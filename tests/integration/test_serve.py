@@ -49,9 +49,9 @@ def start(folder: Path, *words: object) -> tuple[subprocess.Popen[str], str]:
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from llmcompress.progress import Silent
-    from llmcompress.recipe import Recipe
-    from llmcompress.run import run
+    from llmcompress.config.recipe import Recipe
+    from llmcompress.console import Silent
+    from llmcompress.pipeline.run import run
 
     out = tmp_path_factory.mktemp("serve") / "tiny-nf4"
     stages = [{"quantize": {"scheme": "NF4", "method": "rtn"}}]
@@ -75,7 +75,7 @@ def client(address: str) -> Any:
 
 
 def test_chat_uses_the_models_own_template(client: Any, folder: Path) -> None:
-    from llmcompress.evaluate.engine import load
+    from llmcompress.evaluate.engines import load
 
     loaded = load(folder)
     inputs = loaded.tokenizer.apply_chat_template(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import random
 from typing import Any
 
-from llmcompress.evaluate.compare import mcnemar_p
+from llmcompress.evaluate.statistics import mcnemar_p
 from llmcompress.report import (
     Calibration,
     Check,

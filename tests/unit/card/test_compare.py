@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from llmcompress.card.compare import compare, plots, rows
-from llmcompress.card.comparepage import page
+from llmcompress.card.compare_page import page
 from llmcompress.card.figures import draw_pareto
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import RunReport

@@ -151,7 +151,7 @@ def test_packed_rows_give_the_loss_of_the_examples_alone(tmp_path: Path) -> None
     """Each example sees itself only, also beside padding: position ids tell transformers where one begins."""
     from transformers import AutoModelForCausalLM
 
-    from llmcompress.train.trainer import heldout_loss
+    from llmcompress.training.trainer import heldout_loss
 
     model = AutoModelForCausalLM.from_pretrained(tiny_models.save(tmp_path / "model", tiny_models.configs()["llama"]))
     generator = torch.Generator().manual_seed(0)

@@ -13,7 +13,7 @@ from llmcompress.distill.cut import _TIED_HEADS, find_widths
 from llmcompress.distill.importance import contributions
 from llmcompress.distill.shaping import student_from
 from llmcompress.errors import LLMCompressError
-from llmcompress.models.layout import decoder_layers, weight_OI
+from llmcompress.models.blocks import decoder_layers, weight_OI
 from tests import tiny_models
 
 CAUSAL = sorted(tiny_models.configs())

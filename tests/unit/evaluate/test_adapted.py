@@ -10,11 +10,12 @@ from typing import Any
 import pytest
 import torch
 
+from llmcompress.config.recipe import Recipe
+from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate import adapted, engine
-from llmcompress.progress import Silent
-from llmcompress.recipe import Recipe
-from llmcompress.run import run
+from llmcompress.evaluate import adapted
+from llmcompress.evaluate import engines as engine
+from llmcompress.pipeline.run import run
 from tests.unit.evaluate.conftest import WORDS
 
 

@@ -10,7 +10,7 @@ import torch
 import yaml
 
 from llmcompress.errors import LLMCompressError, ProblemsError
-from llmcompress.evaluate.engine import Loaded, load
+from llmcompress.evaluate.engines import Loaded, load
 from llmcompress.evaluate.harness import find_tasks, run_task
 from llmcompress.evaluate.suite import TaskEntry, load_suite
 

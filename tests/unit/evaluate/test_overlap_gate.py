@@ -11,14 +11,14 @@ from typing import Any
 import pytest
 
 from llmcompress.card.build import card_text
+from llmcompress.config.recipe import Recipe
+from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError, ProblemsError
-from llmcompress.evaluate.overlap import overlaps
-from llmcompress.progress import Silent
+from llmcompress.evaluate.contamination import overlaps
+from llmcompress.pipeline.run import run
 from llmcompress.publish.contents import contents
 from llmcompress.publish.gate import card_problems
-from llmcompress.recipe import Recipe
 from llmcompress.report import RunReport
-from llmcompress.run import run
 
 
 @pytest.fixture
@@ -190,7 +190,7 @@ def test_a_base_that_was_trained_is_followed_too(dense: Path, rows: Path, tmp_pa
 
 
 def test_problems_are_said_all_at_once() -> None:
-    from llmcompress.evaluate.overlap import refuse
+    from llmcompress.evaluate.contamination import refuse
     from llmcompress.report import Overlap
 
     rows = [

@@ -8,9 +8,9 @@ import pytest
 
 from llmcompress.card.speed import decode_ratio, speed
 from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate.speed import MeasureSettings, _Worker, measure
-from llmcompress.progress import Silent
 from llmcompress.report import Measurement, Speed
 from tests.unit.card.sample_report import full_report
 

@@ -11,14 +11,14 @@ import pytest
 import torch
 
 from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.console import Silent, Step
 from llmcompress.errors import LLMCompressError, ProblemsError
 from llmcompress.evaluate import baseline as baseline_module
 from llmcompress.evaluate import results
-from llmcompress.evaluate.engine import load
+from llmcompress.evaluate.engines import load
 from llmcompress.evaluate.harness import Item, ReadyTask, TaskRun
 from llmcompress.evaluate.stage import EvaluateSettings, evaluate
 from llmcompress.evaluate.suite import TaskEntry
-from llmcompress.progress import Silent, Step
 from llmcompress.report import Evaluation
 
 Declare = Callable[..., Path]

@@ -15,12 +15,12 @@ from peft import AdaLoraConfig, LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from llmcompress.config.recipe import Recipe
+from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune.delta import Update, merged_weight, probe_excess
-from llmcompress.progress import Silent
-from llmcompress.recipe import Recipe
+from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
-from llmcompress.run import run
 from tests import tiny_models
 
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
@@ -204,7 +204,6 @@ def test_an_adapter_of_a_larger_tokenizer_is_refused(model: Path, tmp_path: Path
 MEMORY = """
 import sys, resource, os
 from pathlib import Path
-from llmcompress.progress import Silent
 from llmcompress.finetune.merge import plan_merge, write_merged
 from llmcompress.finetune.settings import AdapterRef
 from llmcompress.checkpoint.reader import Checkpoint

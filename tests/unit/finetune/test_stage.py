@@ -12,13 +12,13 @@ from peft import PeftModel
 from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 
 from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune import engine
 from llmcompress.finetune.base import load_base, plan_base
 from llmcompress.finetune.engine import Budget
-from llmcompress.progress import Silent
+from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
-from llmcompress.run import run
 from tests import tiny_models
 from tests.unit.finetune.conftest import Finetune, logits, recipe
 
@@ -110,7 +110,7 @@ def test_without_the_driver_the_ranks_do_not_fall(finetune: Finetune, monkeypatc
 def test_a_stopped_run_goes_on_with_the_same_losses(
     adapter: str, model: Path, rows: Path, finetune: Finetune, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmcompress.train import trainer
+    from llmcompress.training import trainer
 
     settings: dict[str, Any] = {"adapter": adapter, "dropout": 0.1, "training": {"max_steps": 20, "save_every": 3}}
     whole = finetune("whole", **settings)
@@ -137,7 +137,7 @@ def test_a_stopped_run_goes_on_with_the_same_losses(
 def test_a_loss_that_is_no_number_ends_with_advice_and_the_last_good_adapter(
     finetune: Finetune, tmp_path: Path, model: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from llmcompress.train import trainer
+    from llmcompress.training import trainer
 
     compute = trainer._Trainer.compute_loss
     seen = iter(range(100))
@@ -156,7 +156,7 @@ def test_a_loss_that_is_no_number_ends_with_advice_and_the_last_good_adapter(
 
 
 def test_memory_that_ran_out_ends_with_advice(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.train import trainer
+    from llmcompress.training import trainer
 
     def full(self: Any, *args: Any, **kwargs: Any) -> Any:
         raise RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory")
@@ -193,7 +193,7 @@ def test_what_cannot_work_is_refused_and_leaves_nothing(
 
 
 def test_a_gptq_base_is_refused_with_the_way_out(finetune: Finetune, model: Path, rows: Path, tmp_path: Path) -> None:
-    from llmcompress.recipe import Recipe
+    from llmcompress.config.recipe import Recipe
 
     quantize = {"quantize": {"method": "rtn", "group_size": 32}}
     small = tmp_path / "gptq"
@@ -205,7 +205,7 @@ def test_a_gptq_base_is_refused_with_the_way_out(finetune: Finetune, model: Path
 
 def test_a_calibrated_nf4_checkpoint_of_ours_is_a_base(model: Path, rows: Path, tmp_path: Path) -> None:
     """In one recipe: quantize, fine-tune on the codes, merge onto what they stand for."""
-    from llmcompress.recipe import Recipe
+    from llmcompress.config.recipe import Recipe
 
     text = tmp_path / "text.txt"
     text.write_text(tiny_models.words(3000))

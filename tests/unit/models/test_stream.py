@@ -12,10 +12,10 @@ from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError
-from llmcompress.models import skeleton
+from llmcompress.models import meta as skeleton
 from llmcompress.models.activations import ActivationFile, Slot
-from llmcompress.models.layout import decoder_layers, linears, put_weight_OI, weight_OI
-from llmcompress.models.sharing import shared_inputs
+from llmcompress.models.blocks import decoder_layers, linears, put_weight_OI, weight_OI
+from llmcompress.models.shared_inputs import shared_inputs
 from llmcompress.models.stream import Calls, Original, capture, plain, recomputed, share_arguments, staged
 from tests import tiny_models
 

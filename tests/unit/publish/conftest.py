@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.progress import Silent
-from llmcompress.recipe import Recipe
+from llmcompress.config.recipe import Recipe
+from llmcompress.console import Silent
+from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
-from llmcompress.run import run
 from scripts.local_hub import LocalHub
 from tests import tiny_models
 

@@ -15,7 +15,7 @@ import pytest
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError
 from llmcompress.publish import serve as serving
-from llmcompress.publish.door import Door
+from llmcompress.publish.auth import Door
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, vllm: bool) -> None:
@@ -36,7 +36,7 @@ def test_vllm_where_it_can(finished: Path, monkeypatch: pytest.MonkeyPatch) -> N
     machine(monkeypatch, gpu=True, vllm=True)
     assert serving.choose(Checkpoint.open(finished)).engine == "vllm"
     command = serving.vllm_command(Checkpoint.open(finished), "small", "127.0.0.1", 8000)
-    assert command[:2] == ["vllm", "serve"] and "llmcompress.publish.door.Door" in command
+    assert command[:2] == ["vllm", "serve"] and "llmcompress.publish.auth.Door" in command
     assert not any("key" in word for word in command), "a key in the command line is for everyone to see"
 
 
@@ -137,7 +137,7 @@ for name in ("accelerate", "bitsandbytes", "compressed_tensors", "datasets", "gr
     sys.modules[name] = None
 import torch
 import llmcompress.publish.serve as serving
-from llmcompress.cli import main
+from llmcompress.cli.main import main
 
 def become(program, command, environment):
     print("became", *command, environment["LLMCOMPRESS_API_KEY"] == "sk-1", environment["LLMCOMPRESS_API_KEY"] in command)
@@ -169,4 +169,4 @@ def test_the_cuda_image_needs_no_package_that_vllm_does_not_bring(finished: Path
     assert done.returncode == 7, done.stderr
     became = done.stdout.splitlines()[-1]
     assert became.startswith(f"became vllm serve {finished} --served-model-name small-llama --host 0.0.0.0 --port ")
-    assert became.endswith("--middleware llmcompress.publish.door.Door True False"), "the key is no argument"
+    assert became.endswith("--middleware llmcompress.publish.auth.Door True False"), "the key is no argument"

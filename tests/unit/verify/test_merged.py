@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.progress import Silent
+from llmcompress.console import Silent
+from llmcompress.pipeline.run import run
 from llmcompress.report import Check, RunReport
-from llmcompress.run import run
 from llmcompress.verify.fresh import checks
 from llmcompress.verify.stage import VerifySettings
 from tests.unit.finetune.conftest import model, recipe, rows  # noqa: F401

@@ -11,10 +11,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmcompress.progress import Silent
-from llmcompress.recipe import Recipe
+from llmcompress.config.recipe import Recipe
+from llmcompress.console import Silent
+from llmcompress.pipeline.run import run
 from llmcompress.report import Check, RunReport
-from llmcompress.run import run
 from llmcompress.verify import fresh
 from llmcompress.verify.behaviour import distance
 from llmcompress.verify.stage import COMPUTED, STATIC, VerifySettings, verify

@@ -1,0 +1,205 @@
+"""One decoder layer, quantized: Hessians from what flows through it, codes from the method, a row for the report.
+
+Between the layer stream, which says what a linear is about to read and when all of it was seen, and `Method`, which
+knows no model. Linears that read the same tensor are solved as one tall weight: one Hessian, one factor, one sweep.
+A weight is in memory from when it is its turn until the text has gone through it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import groupby
+
+import torch
+from pydantic import BaseModel
+from torch import nn
+
+from llmcompress.compress.methods.base import METHODS, Method
+from llmcompress.compress.scheme import WeightScheme
+from llmcompress.compress.selection import Choice, best, tried
+from llmcompress.compress.stacking import solve_rows
+from llmcompress.compress.statistics import Hessians, HessianSums, relative_error
+from llmcompress.compress.targets import Target
+from llmcompress.compress.timing import Ledger
+from llmcompress.compress.weight import QuantizedWeight
+from llmcompress.distributed import ProcessLostError, World
+from llmcompress.errors import LLMCompressError
+from llmcompress.memory import give_back
+from llmcompress.models.blocks import put_weight_OI, weight_OI
+from llmcompress.models.meta import set_parameter
+from llmcompress.report import LinearRow
+
+DAMPENING_FRAC = 0.05
+"""Of the refinement, after a method that does not damp."""
+
+
+@dataclass
+class LayerSolver:
+    """Quantizes the targets of one layer as they fall due; collects weights and rows.
+
+    masks: per batch, bool [B, S] with False on padding, or None where every token is real. device, dtype: of the
+    forward pass. asymmetric: whether the original's inputs come too. read: a target's weight, as it is stored. world:
+    the processes that share the work.
+    """
+
+    layer: nn.Module
+    targets: dict[str, Target]
+    masks: Sequence[torch.Tensor | None]
+    method: Method
+    settings: BaseModel
+    on_failure: str
+    refine_sweeps: int
+    asymmetric: bool
+    scale_dtype: torch.dtype
+    device: torch.device
+    dtype: torch.dtype
+    read: Callable[[Target], torch.Tensor]
+    ledger: Ledger
+    world: World
+    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    rows: list[LinearRow] = field(default_factory=list)
+    _sums: HessianSums | None = None
+
+    def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int, original: torch.Tensor | None = None) -> None:
+        """Add what `names` are about to read in one batch ([..., I]) to their Hessian; see `Solver.see`."""
+        mask = self.masks[batch]
+        self._refuse_padding_lost(names[0], inputs, mask)
+        with self.ledger.of("hessian"):
+            if self._sums is None:
+                self._sums = HessianSums(inputs.shape[-1], inputs.device, original is not None)
+            before = self._sums.num_tokens
+            self._sums.add(inputs, mask, original)
+        tokens = self._sums.num_tokens - before
+        self.ledger.needs("hessian", tokens * inputs.shape[-1] ** 2 * (1 if original is None else 3))
+        passes = 1 if original is None else 2
+        for name in names:
+            self.ledger.needs("forward", 2.0 * passes * tokens * self.targets[name].out_features * inputs.shape[-1])
+
+    def forget(self) -> None:
+        """Drop what was seen since the last solution."""
+        self._sums = None
+
+    def solve(self, names: Sequence[str]) -> None:
+        """Quantize linears that read one tensor, and put the dequantized weights in their places."""
+        self._release()
+        give_back()
+        width = self.targets[names[0]].in_features
+        with self.ledger.of("hessian"):
+            sums, self._sums = self._sums or HessianSums(width, self.device, self.asymmetric), None
+            for total in sums.every():
+                self.world.add_up(total)
+            seen = sums.means()
+        self.ledger.needs("solving", width**3 / 3)
+        with self.ledger.of("solving"):
+            for _, alike in groupby(names, lambda name: self.targets[name].scheme):
+                self._quantize(list(alike), seen)
+            give_back()
+
+    def without_calibration(self, name: str) -> None:
+        """Quantize one linear that no text is needed for, or that none reached."""
+        self._release()
+        with self.ledger.of("solving"):
+            self._quantize([name], None)
+        self._release()
+
+    def present(self, name: str) -> None:
+        """Put a solved weight back in its place, should it have left it."""
+        module = self.layer.get_submodule(name)
+        if weight_OI(module).is_meta:
+            put_weight_OI(module, self.weights[name].dequantize().to(self.device, self.dtype))
+
+    def _release(self) -> None:
+        for name in self.weights:
+            module = self.layer.get_submodule(name)
+            if not weight_OI(module).is_meta:
+                set_parameter(module, "weight", torch.empty_like(module.weight, device="meta"))  # type: ignore[arg-type]
+
+    def _refuse_padding_lost(self, name: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
+        if mask is not None and inputs.shape[:-1] != mask.shape:
+            raise LLMCompressError(
+                f"{self.targets[name].name}: sees tokens in another arrangement {list(inputs.shape)} than the padded "
+                f"calibration rows {list(mask.shape)}, so padding cannot be kept out of its Hessian",
+                "calibrate on packed text (chat_template: false)",
+            )
+
+    def _quantize(self, names: list[str], seen: Hessians | None) -> None:
+        """Quantize linears of one grid that read one tensor."""
+        first = self.targets[names[0]]
+        whole_OI = self._stacked(names)
+        sizes = [self.targets[name].out_features for name in names]
+        reason, method, depend = None, self.method, first.scheme.double_quant
+        try:
+            if method.needs_hessian and (seen is None or seen.num_tokens == 0):
+                raise LLMCompressError("no calibration token reached it", "use more or other calibration text")
+            solve = partial(self._solved, scheme=first.scheme, seen=seen)
+            solved = solve_rows(whole_OI, sizes, solve, self.world, depend)
+        except ProcessLostError:
+            raise
+        except LLMCompressError as error:
+            if self.on_failure != "rtn":
+                hint = error.hint or "pass --on-failure rtn to round such linears"
+                raise LLMCompressError(f"{first.name}: {error.message}", hint) from error
+            reason, method, seen = error.message, METHODS.get("rtn"), None
+            solve = partial(self._rounded, scheme=first.scheme)
+            solved = solve_rows(whole_OI, sizes, solve, self.world, depend)
+        seen = None if seen is None else seen.cpu()
+        for name, original_OI, versions in zip(names, whole_OI.split(sizes), solved, strict=True):
+            choice = best(original_OI, versions, seen) if seen else Choice(versions[0])
+            self._keep(name, original_OI, choice, method.name, reason, seen)
+
+    def _solved(self, weight_OI: torch.Tensor, scheme: WeightScheme, seen: Hessians | None) -> list[QuantizedWeight]:
+        """The method's solution for some rows, and its refinement."""
+        hessian_II = seen.solve_II if seen else None
+
+        def solve(goal_OI: torch.Tensor) -> QuantizedWeight:
+            return self.method.solve(goal_OI, hessian_II, scheme, self.scale_dtype, self.settings)
+
+        if seen is None:
+            return [solve(weight_OI)]
+        dampening_frac = getattr(self.settings, "dampening_frac", DAMPENING_FRAC)
+        return tried(weight_OI, solve, seen, dampening_frac, self.scale_dtype, self.refine_sweeps)
+
+    def _rounded(self, weight_OI: torch.Tensor, scheme: WeightScheme) -> list[QuantizedWeight]:
+        rtn = METHODS.get("rtn")
+        return [rtn.solve(weight_OI, None, scheme, self.scale_dtype, rtn.settings())]
+
+    def _stacked(self, names: Sequence[str]) -> torch.Tensor:
+        """The weights of `names` in float32 on the processor, one below the other."""
+        targets = [self.targets[name] for name in names]
+        whole_OI = torch.empty(sum(one.out_features for one in targets), targets[0].in_features)
+        for target, rows_OI in zip(targets, whole_OI.split([one.out_features for one in targets]), strict=True):
+            stored = self.read(target)
+            rows_OI.copy_(stored.t() if target.transposed else stored)
+        return whole_OI
+
+    def _keep(
+        self, name: str, original_OI: torch.Tensor, choice: Choice, method: str, reason: str | None,
+        seen: Hessians | None,
+    ) -> None:  # fmt: skip
+        target, dense_OI = self.targets[name], choice.weight.dequantize()
+        hessian_II = seen.solve_II if seen else None
+        self.weights[name] = choice.weight
+        if hessian_II is not None:
+            self.ledger.needs("solving", target.out_features * target.in_features**2)
+        self.rows.append(
+            LinearRow(
+                name=target.name,
+                shape=(target.out_features, target.in_features),
+                scheme=target.scheme.label(),
+                grid=asdict(target.scheme),
+                stem=target.stem,
+                method=method,
+                outcome="fell_back" if reason else "quantized",
+                reason=reason,
+                relative_error=relative_error(original_OI, dense_OI, hessian_II),
+                error_kind="weight" if hessian_II is None else "output",
+                version=choice.version,
+                held_out_error=choice.held_out_error,
+                plain_held_out_error=choice.plain_held_out_error,
+                num_tokens=seen.num_tokens if seen else None,
+                digest=choice.weight.digest(),
+            )
+        )
+        put_weight_OI(self.layer.get_submodule(name), dense_OI.to(self.device, self.dtype))

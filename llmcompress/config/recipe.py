@@ -1,0 +1,233 @@
+"""Recipe: a whole run as one frozen value. Same digest, same run.
+
+    model: org/name            a folder, a Hub id, or bundled/tiny       key=value on the command line replaces a value:
+    output: out/name                                                       model=other/name   seed=1
+    seed: 0                                                                quantize.scheme=W3A16
+    stages:                    each at most once                           quantize.method_settings.dampening_frac=0.1
+      - quantize: {scheme: W4A16, method: gptq, calibration: my.txt}       stages that make a checkpoint: in any order;
+      - verify: {}                                                         then verify, evaluate, card
+      - evaluate: {suite: tiny}
+      - card: {}
+
+Every problem of a file is found in one pass and said with its line. The verbs of the command line build one-stage
+recipes with `Recipe.of`, so there is one way to run anything.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, get_args
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
+
+from llmcompress import resources
+from llmcompress.config.overrides import override
+from llmcompress.config.stages import EVIDENCE, MAKERS, STAGES, Entry, Stage, settings_class
+from llmcompress.config.yaml_lines import KeyPath, Located, read_yaml
+from llmcompress.errors import LLMCompressError, ProblemsError, raise_all, unknown
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
+
+
+class Recipe(BaseModel):
+    """The whole run; see the module's docstring."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    model: str = Field(min_length=1, description="folder, Hub id or bundled/NAME")
+    revision: str | None = Field(None, description="of a Hub id: commit, tag or branch")
+    trust_remote_code: bool = Field(False, description="run code that comes with the checkpoint")
+    allow_pickle: bool = Field(False, description="read weights that can run code when they are read")
+    output: str = Field(min_length=1, description="folder of the result")
+    seed: int = Field(0, ge=0)
+    stages: tuple[InstanceOf[Stage], ...]
+
+    @classmethod
+    def of(cls, data: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
+        """The recipe that `data` describes, in the shape of a recipe file, with `key=value` overrides applied.
+
+        Raises: LLMCompressError, all problems together.
+        """
+        return _build(Located(dict(data)), overrides)
+
+    def stage(self, name: str) -> Stage | None:
+        """The stage called `name`, or None."""
+        return next((stage for stage in self.stages if stage.name == name), None)
+
+    def makers(self) -> tuple[Stage, ...]:
+        """The stages that make a checkpoint, in order."""
+        return tuple(stage for stage in self.stages if stage.name in MAKERS)
+
+    def dump(self) -> dict[str, Any]:
+        """Every value, defaults included, as plain data in the shape of a recipe file."""
+        head = self.model_dump(mode="json", exclude={"stages"})
+        return head | {"stages": [{stage.name: stage.settings.model_dump(mode="json")} for stage in self.stages]}
+
+    def digest(self) -> str:
+        """sha256 over every value but the output folder: the same work has the same digest wherever it is put."""
+        values = {key: value for key, value in self.dump().items() if key != "output"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+
+def as_yaml(data: Mapping[str, Any]) -> str:
+    """The text of a recipe file with the given content."""
+    return yaml.safe_dump(dict(data), sort_keys=False, allow_unicode=True, width=120)
+
+
+def shipped_names() -> list[str]:
+    """Names of the recipes that come with the package, sorted."""
+    return sorted(path.stem for path in resources.recipes().glob("*.yaml"))
+
+
+def recipe_file(name: str) -> Path:
+    """The recipe file at the path `name`, or the shipped recipe of that name.
+
+    Raises: LLMCompressError when there is neither.
+    """
+    if Path(name).is_file():
+        return Path(name)
+    if name in shipped_names():
+        return resources.recipes() / f"{name}.yaml"
+    if "/" in name or name.endswith((".yaml", ".yml")):
+        raise LLMCompressError(f"{name}: no such recipe file", f"shipped recipes: {', '.join(shipped_names())}")
+    raise unknown("recipe", name, shipped_names())
+
+
+def load(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
+    """The recipe in a file, or the shipped one called `name`, with `key=value` overrides applied.
+
+    Raises: LLMCompressError, one for each problem of the file and of the overrides, all together.
+    """
+    return _build(read_yaml(recipe_file(str(name))), overrides)
+
+
+HEAD = tuple(name for name in Recipe.model_fields if name != "stages")
+"""The keys of a recipe beside its stages."""
+
+
+def _build(source: Located, overrides: Iterable[str]) -> Recipe:
+    head = {key: value for key, value in source.data.items() if key != "stages"}
+    entries, problems = _entries(source)
+    for text in overrides:
+        problems += _problems(partial(override, text, head, HEAD, entries, source.places))
+    stages: list[Stage] = []
+    for entry in entries:
+        problems += _problems(partial(_stage, entry, source, stages))
+    try:
+        recipe = Recipe.model_validate(head | {"stages": tuple(stages)})
+    except ValidationError as error:
+        problems += [_problem(Recipe, detail, (), source) for detail in error.errors(include_url=False)]
+    raise_all(problems)
+    return recipe
+
+
+def _problems(action: Callable[[], object]) -> list[LLMCompressError]:
+    """What `action` complains of."""
+    try:
+        action()
+    except ProblemsError as error:
+        return list(error.problems)
+    except LLMCompressError as error:
+        return [error]
+    return []
+
+
+def _entries(source: Located) -> tuple[list[Entry], list[LLMCompressError]]:
+    listed = source.data.get("stages")
+    shape = "a list such as `- verify: {}`"
+    if not isinstance(listed, list) or not listed:
+        return [], [_at(source.where(("stages",)), f"stages: must be {shape}")]
+    entries: list[Entry] = []
+    problems: list[LLMCompressError] = []
+    for index, item in enumerate(listed):
+        where = source.where(("stages", index))
+        name, values = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else (None, None)
+        if not isinstance(name, str) or not isinstance(values, dict | None):
+            problems.append(_at(where, f"stages.{index}: a stage is one name with its settings, {shape}"))
+        elif name not in STAGES:
+            problems.append(unknown("stage", name, STAGES, where))
+        else:
+            entries.append(Entry(name, dict(values or {}), ("stages", index, name)))
+    return entries, problems + _order(entries, source)
+
+
+NOT_OF_AN_ADAPTER = ("finetune", "distill", "quantize", "check")
+"""Stages that need a model of its own; an adapter is first merged into one."""
+
+
+def _order(entries: list[Entry], source: Located) -> list[LLMCompressError]:
+    """Makers come first, in any order, and evidence after them in its own; no engine loads an adapter by itself."""
+    ranks = dict.fromkeys(MAKERS, 0) | {name: rank for rank, name in enumerate(EVIDENCE, 1)}
+    rule = f"{', '.join(MAKERS)} run in the order given, then {', '.join(EVIDENCE)}, each at most once"
+    problems = []
+    for index, (before, entry) in enumerate(pairwise(entries), 1):
+        again = entry.name in {one.name for one in entries[:index]}
+        maker = next((one.name for one in reversed(entries[:index]) if one.name in MAKERS), None)
+        if again or ranks[entry.name] < ranks[before.name]:
+            problems.append(_at(source.where(entry.path), f"stage {entry.name} after {before.name}: {rule}"))
+        elif entry.name in NOT_OF_AN_ADAPTER and maker == "finetune":
+            text = f"stage {entry.name} after finetune, which makes an adapter and no checkpoint of its own"
+            problems.append(_at(source.where(entry.path), text, "put `- merge: {}` between them"))
+    return problems
+
+
+def _stage(entry: Entry, source: Located, stages: list[Stage]) -> None:
+    model = settings_class(entry.name)
+    try:
+        settings = model.model_validate(entry.values)
+    except ValidationError as error:
+        problems = [_problem(model, detail, entry.path, source) for detail in error.errors(include_url=False)]
+        raise_all(problems)
+        raise
+    except LLMCompressError as error:
+        raise _at(source.where(entry.path), error.message, error.hint) from error
+    if entry.name == "quantize":
+        raise_all(_scheme_problems(settings, entry, source))
+    stages.append(Stage(entry.name, settings))
+
+
+def _scheme_problems(settings: Any, entry: Entry, source: Located) -> list[LLMCompressError]:
+    """What is wrong with the grids that the settings name, found without torch."""
+    tried: list[tuple[str, Callable[[], object]]] = [("scheme", settings.weight_scheme)]
+    tried += [("overrides", partial(settings.override_scheme, one)) for one in settings.overrides]
+    return [
+        _at(source.where((*entry.path, key)), f"{entry.name}.{key}: {problem.message}", problem.hint)
+        for key, action in tried
+        for problem in _problems(action)
+    ]
+
+
+def _problem(model: type[BaseModel], detail: ErrorDetails, prefix: KeyPath, source: Located) -> LLMCompressError:
+    """One line for one problem that pydantic found: place, key, rule and value."""
+    path = detail["loc"]
+    where = source.where((*prefix, *path))
+    if detail["type"] == "extra_forbidden":
+        return unknown("key", str(path[-1]), _fields(model, path[:-1]), where or ".".join(map(str, prefix[2:])) or None)
+    key = ".".join(map(str, (*prefix[2:], *path)))
+    if detail["type"] == "missing":
+        return _at(where, f"{key}: must be given", f"add it to the recipe or pass {key}=…")
+    rule = detail["msg"].removeprefix("Value error, ")
+    if isinstance(detail["input"], dict) and detail["type"] == "value_error":
+        return _at(where, f"{key}: {rule}")  # of several values together: what they are is in the rule
+    return _at(where, f"{key}: {rule[0].lower() + rule[1:]}, not {detail['input']!r}")
+
+
+def _fields(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
+    """Keys that the settings at `path` inside `model` have."""
+    for key in path:
+        if isinstance(key, str) and key in model.model_fields:
+            annotation = model.model_fields[key].annotation
+            inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
+            model = next((kind for kind in inner if issubclass(kind, BaseModel)), model)
+    return list(model.model_fields)
+
+
+def _at(where: str, text: str, hint: str | None = None) -> LLMCompressError:
+    return LLMCompressError(f"{where}: {text}" if where else text, hint)

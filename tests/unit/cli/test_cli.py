@@ -1,0 +1,209 @@
+"""The command line: exit codes, one clear line for a mistake, data on stdout and nothing else there."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from llmcompress.cli.catalogue import method_catalogue, table
+from llmcompress.report import RunReport
+from tests import tiny_models
+
+HELP_LIMIT_S = 0.5
+
+
+def llmcompress(*arguments: object) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "llmcompress", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False, timeout=240)
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tiny_models.save(tmp_path_factory.mktemp("cli") / "model", tiny_models.configs()["llama"])
+    tiny_models.save_tokenizer(folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def compressed(model: Path) -> Path:
+    out = model.parent / "out"
+    done = llmcompress("quantize", model, "-o", out, "--method", "rtn", "--group-size", 32)
+    assert done.returncode == 0, done.stderr
+    return out
+
+
+def test_quantize_writes_a_verified_checkpoint_and_its_card(compressed: Path) -> None:
+    report = RunReport.load(compressed)
+    assert [row.name for row in report.stages] == ["quantize", "verify", "check", "card"]
+    assert len(report.checks) == 8 and all(check.passed for check in report.checks)
+    assert (compressed / "README.md").is_file() and (compressed / "llmcompress" / "recipe.yaml").is_file()
+
+
+def test_json_is_all_that_stdout_holds(compressed: Path) -> None:
+    done = llmcompress("verify", compressed, "--json")
+    assert done.returncode == 0, done.stderr
+    assert [check["name"] for check in json.loads(done.stdout)["checks"]] == [
+        "files",
+        "tensors",
+        "untouched",
+        "round trip",
+        "side files",
+        "logits",
+        "generation",
+        "engine",
+    ]
+
+
+def test_a_failed_check_is_exit_code_1_and_named(compressed: Path, tmp_path: Path) -> None:
+    import shutil
+
+    broken = tmp_path / "broken"
+    shutil.copytree(compressed, broken)
+    shard = broken / "model.safetensors"
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+    done = llmcompress("verify", broken)
+    assert done.returncode == 1
+    assert "FAILED files: model.safetensors has changed" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said", "hint"),
+    [
+        (["quantize", "MODEL", "-o", "OUT", "--scheme", "W4A61"], "unknown scheme 'W4A61'", "did you mean 'W4A16'?"),
+        (["quantize", "MODEL", "-o", "OUT"], "calibration: must be given", "--calibration"),
+        (["quantize", "MODEL", "-o", "OUT", "--method", "gtpq"], "unknown method 'gtpq'", "did you mean 'gptq'?"),
+        (["quantize", "MODEL", "-o", "OUT", "--on-failure", "shrug"], "on_failure", None),
+        (["quantize", "MODEL", "-o", "OUT", "--set", "quantize.x=1"], "unknown setting 'x'", None),
+        (["quantize", "OUT", "-o", "OUT2"], "OUT", None),
+        (["evaluate", "MODEL", "--suite", "tiny"], "was not made by llmcompress", "pass --baseline"),
+        (["evaluate", "MODEL", "--baseline", "MODEL", "--suite", "tinny"], "unknown suite 'tinny'", "did you mean 'tiny'?"),
+        (["verify", "MODEL"], "report.json: not found", "only a folder that llmcompress wrote"),
+        (["run", "quickstrat"], "unknown recipe 'quickstrat'", "did you mean 'quickstart'?"),
+        (["recipes", "show", "x"], "unknown recipe 'x'", None),
+    ],
+)  # fmt: skip
+def test_a_mistake_is_one_line_and_exit_code_2(
+    arguments: list[str], said: str, hint: str | None, model: Path, tmp_path: Path
+) -> None:
+    places = {"MODEL": model, "OUT": tmp_path / "OUT", "OUT2": tmp_path / "OUT2"}
+    done = llmcompress(*(places.get(word, word) for word in arguments))
+    assert done.returncode == 2 and done.stdout == ""
+    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and said in errors[0], done.stderr
+    assert hint is None or any(line.startswith("hint: ") and hint in line for line in done.stderr.splitlines())
+    assert "Traceback" not in done.stderr
+    assert not list(tmp_path.iterdir()), "nothing is left behind"
+
+
+def test_a_full_disk_is_one_line_and_leaves_nothing_that_looks_finished(model: Path, tmp_path: Path) -> None:
+    script = f"""
+import errno, sys
+from llmcompress.cli import main as cli
+from llmcompress.compress import workspace
+def full(path, data):
+    raise OSError(errno.ENOSPC, "No space left on device", str(path))
+workspace._write_whole = full
+sys.argv = ["llmcompress", "quantize", {str(model)!r}, "-o", {str(tmp_path / "OUT")!r}, "--method", "rtn", "--group-size", "32"]
+cli.main()
+"""
+    done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=False, timeout=240)
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr, done.stderr
+    assert "no space left on the disk" in done.stderr and "hint: free some" in done.stderr
+    assert not (tmp_path / "OUT").exists()
+
+
+def test_an_unknown_option_is_exit_code_2() -> None:
+    done = llmcompress("quantize", "m", "-o", "o", "--shceme", "NF4")
+    assert done.returncode == 2 and "--shceme" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_an_interrupted_run_leaves_130_and_goes_on_to_the_same_bytes(tmp_path: Path) -> None:
+    source = tiny_models.save(tmp_path / "model", _deep_llama())
+    tiny_models.save_tokenizer(source)
+    (tmp_path / "text.txt").write_text(tiny_models.words(20000))
+    asked = ["quantize", source, "--calibration", tmp_path / "text.txt", "--num-samples", 64, "--seq-len", 128]
+    asked += ["--group-size", 32, "--json", "-o"]
+    command = [sys.executable, "-m", "llmcompress", *map(str, asked), str(tmp_path / "out")]
+    running = subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # a shell's background job has it ignored
+    )  # fmt: skip
+    deadline = time.monotonic() + 120
+    while (
+        not list(tmp_path.glob(".out.partial/layer-*.json")) and running.poll() is None and time.monotonic() < deadline
+    ):
+        time.sleep(0.01)
+    running.send_signal(signal.SIGINT)
+    out, err = running.communicate(timeout=120)
+    assert running.returncode == 130, err
+    assert out == "" and "interrupted" in err and "Traceback" not in err
+    assert not (tmp_path / "out").exists()
+    resumed, whole = (llmcompress(*asked, tmp_path / name) for name in ("out", "whole"))
+    assert "resuming: " in resumed.stderr and "resuming: " not in whole.stderr
+    made = [json.loads(done.stdout)["output"]["digests"] for done in (resumed, whole)]
+    assert made[0] == made[1]
+    assert not list(tmp_path.glob(".*"))
+
+
+def _deep_llama() -> object:
+    config = tiny_models.configs()["llama"]
+    config.num_hidden_layers = 12
+    return config
+
+
+@pytest.mark.parametrize(
+    "verb",
+    [
+        "",
+        "quantize",
+        "evaluate",
+        "verify",
+        "measure",
+        "check",
+        "push",
+        "serve",
+        "card",
+        "run",
+        "methods",
+        "recipes ls",
+        "recipes show",
+    ],
+)
+def test_help_is_there_at_once(verb: str) -> None:
+    environment = os.environ | {"COLUMNS": "100"}
+    command = [sys.executable, "-m", "llmcompress", *verb.split(), "--help"]
+    times = []  # of the processor: what a quiet machine takes, also on one that is not
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = subprocess.run(command, env=environment, capture_output=True, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.returncode == 0
+    assert min(times) < HELP_LIMIT_S, f"{verb or 'llmcompress'} --help takes {min(times):.2f} s"
+
+
+def test_recipes_and_methods_are_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    listed = llmcompress("recipes", "ls", "--json")
+    assert {"quickstart", "w4a16-gptq"} <= {row["recipe"] for row in json.loads(listed.stdout)}
+    assert "scheme: W4A16" in llmcompress("recipes", "show", "quickstart").stdout
+    assert llmcompress("methods").stdout.count("\n") > 15
+
+
+def test_catalogue_agrees_with_what_formats_refuse() -> None:
+    rows = {row["grid"]: row for row in method_catalogue()["grids"]}
+    assert rows["nf4 b64"] == {"scheme": "NF4", "grid": "nf4 b64", "bitsandbytes": "yes", "compressed_tensors": "no", "gptq": "no"}  # fmt: skip
+    assert rows["int3 g128 sym"]["gptq"] == "no" and rows["int4 g128 sym"]["gptq"] == "yes"
+
+
+def test_table_aligns_its_columns() -> None:
+    assert table([{"a": 1, "b": "x"}, {"a": 100, "b": "y"}]) == "a    b\n1    x\n100  y"
