@@ -155,6 +155,18 @@ class _Bar:
         self._rich.update(self._task, advance=amount, note=note)
 
 
+def megabytes(num_bytes: int) -> str:
+    """Decimal units, three digits.
+
+    >>> megabytes(2_236_064), megabytes(14_483_464_192)
+    ('2.24 MB', '14.5 GB')
+    """
+    for unit, size in (("GB", 1e9), ("MB", 1e6)):
+        if num_bytes >= size:
+            return f"{num_bytes / size:.3g} {unit}"
+    return f"{num_bytes / 1e3:.3g} kB"
+
+
 def duration(seconds: float) -> str:
     """Time as a person says it.
 

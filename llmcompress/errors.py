@@ -10,7 +10,8 @@ prints them without a traceback and leaves with exit code 2.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 
 
 class LLMCompressError(Exception):
@@ -54,6 +55,24 @@ def raise_all(problems: Sequence[LLMCompressError]) -> None:
         raise problems[0]
     if problems:
         raise ProblemsError(problems)
+
+
+@contextmanager
+def collected(problems: list[LLMCompressError], prefix: str = "") -> Iterator[None]:
+    """Within the block an error that a user can mend joins `problems`, its message behind `prefix`, and ends the block.
+
+    >>> problems = []
+    >>> with collected(problems, "scheme: "):
+    ...     raise LLMCompressError("no such grid")
+    >>> problems[0].message
+    'scheme: no such grid'
+    """
+    try:
+        yield
+    except ProblemsError as error:
+        problems.extend(LLMCompressError(prefix + problem.message, problem.hint) for problem in error.problems)
+    except LLMCompressError as error:
+        problems.append(LLMCompressError(prefix + error.message, error.hint))
 
 
 def unknown(kind: str, name: str, known: Iterable[str], where: str | None = None) -> LLMCompressError:

@@ -6,8 +6,7 @@ import time
 from collections import Counter
 
 from llmcompress.compress.planning import QuantizePlan
-from llmcompress.console import duration
-from llmcompress.report.summary import megabytes
+from llmcompress.console import duration, megabytes
 
 PROBE_SIZE = 512
 

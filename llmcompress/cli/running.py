@@ -61,13 +61,13 @@ def local_folder(model: str, trust_remote_code: bool) -> Path:
     return Path(model) if Path(model).is_dir() else Checkpoint.open(model, trust_remote_code=trust_remote_code).folder
 
 
-def head_of(folder: Path) -> dict[str, Any]:
-    """What a recipe that goes on with a finished folder says beside its stages."""
+def head_of(folder: Path, trust_remote_code: bool = False) -> dict[str, Any]:
+    """What a recipe that goes on with a finished folder says beside its stages; consent is the caller's."""
     from llmcompress.config.recipe import HEAD
-    from llmcompress.report import RunReport
+    from llmcompress.pipeline.run import resumed_recipe
 
-    made_by = RunReport.load(folder).recipe
-    return {key: value for key, value in made_by.items() if key in HEAD} | {"output": str(folder)}
+    recipe = resumed_recipe(folder, [{"card": {}}], trust_remote_code=trust_remote_code)
+    return {key: value for key, value in recipe.dump().items() if key in HEAD}
 
 
 def run_stages(recipe: Any, overrides: list[str] | None, as_json: bool, *, judge: bool = True, **how: bool) -> int:
@@ -75,7 +75,7 @@ def run_stages(recipe: Any, overrides: list[str] | None, as_json: bool, *, judge
     from llmcompress.config.recipe import Recipe
     from llmcompress.console import Silent, console
     from llmcompress.pipeline.run import run as run_recipe
-    from llmcompress.report.summary import failures, summary
+    from llmcompress.pipeline.summary import failures, summary
 
     built = recipe if isinstance(recipe, Recipe) else Recipe.of(recipe, overrides or ())
     reports = run_recipe(built, console() if speaks() else Silent(), **how)

@@ -98,7 +98,7 @@ def _as_data(plan: Plan) -> dict[str, object]:
 
 
 def _as_lines(plan: Plan) -> list[str]:
-    from llmcompress.report.summary import megabytes
+    from llmcompress.console import megabytes
 
     lines = [f"{megabytes(file.num_bytes):>10}  {file.name}" for file in plan.files]
     lines.append(f"{megabytes(plan.num_bytes):>10}  in {len(plan.files)} files to {plan.repo_id}; nothing was sent")

@@ -9,13 +9,23 @@ Values are YAML, as in the file. What matches nothing is an error, never a new k
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-from llmcompress.config.stages import STAGES, Entry, settings_class
+from llmcompress.config.stage import STAGES, settings_class
 from llmcompress.config.yaml_lines import KeyPath
 from llmcompress.errors import LLMCompressError, unknown
+
+
+@dataclass
+class Entry:
+    """A stage as it stands in a file, before validation; `path` leads to it from the root of the file."""
+
+    name: str
+    values: dict[str, Any]
+    path: KeyPath
 
 
 def override(

@@ -17,8 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterable, Mapping
-from functools import partial
+from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, get_args
@@ -27,10 +26,10 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
 
 from llmcompress import resources
-from llmcompress.config.overrides import override
-from llmcompress.config.stages import EVIDENCE, MAKERS, STAGES, Entry, Stage, settings_class
+from llmcompress.config.overrides import Entry, override
+from llmcompress.config.stage import STAGES, Step, rank, stage, stages
 from llmcompress.config.yaml_lines import KeyPath, Located, read_yaml
-from llmcompress.errors import LLMCompressError, ProblemsError, raise_all, unknown
+from llmcompress.errors import LLMCompressError, ProblemsError, collected, raise_all, unknown
 
 if TYPE_CHECKING:
     from pydantic_core import ErrorDetails
@@ -47,7 +46,7 @@ class Recipe(BaseModel):
     allow_pickle: bool = Field(False, description="read weights that can run code when they are read")
     output: str = Field(min_length=1, description="folder of the result")
     seed: int = Field(0, ge=0)
-    stages: tuple[InstanceOf[Stage], ...]
+    stages: tuple[InstanceOf[Step], ...]
 
     @classmethod
     def of(cls, data: Mapping[str, Any], overrides: Iterable[str] = ()) -> Recipe:
@@ -57,18 +56,22 @@ class Recipe(BaseModel):
         """
         return _build(Located(dict(data)), overrides)
 
-    def stage(self, name: str) -> Stage | None:
-        """The stage called `name`, or None."""
-        return next((stage for stage in self.stages if stage.name == name), None)
+    def stage(self, name: str) -> Step | None:
+        """The step called `name`, or None."""
+        return next((step for step in self.stages if step.name == name), None)
 
-    def makers(self) -> tuple[Stage, ...]:
-        """The stages that make a checkpoint, in order."""
-        return tuple(stage for stage in self.stages if stage.name in MAKERS)
+    def transforms(self) -> tuple[Step, ...]:
+        """The steps that make a checkpoint, in order."""
+        return tuple(step for step in self.stages if step.transforms)
+
+    def checks(self) -> tuple[Step, ...]:
+        """The steps that report on what was made, in order."""
+        return tuple(step for step in self.stages if not step.transforms)
 
     def dump(self) -> dict[str, Any]:
         """Every value, defaults included, as plain data in the shape of a recipe file."""
         head = self.model_dump(mode="json", exclude={"stages"})
-        return head | {"stages": [{stage.name: stage.settings.model_dump(mode="json")} for stage in self.stages]}
+        return head | {"stages": [{step.name: step.settings.model_dump(mode="json")} for step in self.stages]}
 
     def digest(self) -> str:
         """sha256 over every value but the output folder: the same work has the same digest wherever it is put."""
@@ -103,40 +106,56 @@ def recipe_file(name: str) -> Path:
 def load(name: str | Path, overrides: Iterable[str] = ()) -> Recipe:
     """The recipe in a file, or the shipped one called `name`, with `key=value` overrides applied.
 
+    Consent to run code is given by an override (the command line's flag is one), never by the file.
+
     Raises: LLMCompressError, one for each problem of the file and of the overrides, all together.
     """
-    return _build(read_yaml(recipe_file(str(name))), overrides)
+    return _build(read_yaml(recipe_file(str(name))), overrides, from_file=True)
+
+
+CONSENT = {
+    "trust_remote_code": "run code that comes with the checkpoint",
+    "allow_pickle": "read weights that can run code when they are read",
+}
+"""Keys by which a user consents to something that could run foreign code -> what that is."""
+
+
+def consent_missing(data: Mapping[str, Any], given: Mapping[str, bool], where: str) -> list[LLMCompressError]:
+    """One error for each consent that `data` (read from a file or a report) asks for and the user has not given."""
+    return [
+        LLMCompressError(
+            f"{where}: {key} is true there, but only you can allow to {meaning}",
+            f"pass --{key.replace('_', '-')} ({key}=True in Python) if you trust where it comes from",
+        )
+        for key, meaning in CONSENT.items()
+        if data.get(key) and not given.get(key)
+    ]
 
 
 HEAD = tuple(name for name in Recipe.model_fields if name != "stages")
 """The keys of a recipe beside its stages."""
 
 
-def _build(source: Located, overrides: Iterable[str]) -> Recipe:
+def _build(source: Located, overrides: Iterable[str], from_file: bool = False) -> Recipe:
     head = {key: value for key, value in source.data.items() if key != "stages"}
+    asked = {key: value for key, value in head.items() if key in CONSENT}
+    head |= dict.fromkeys(asked, False) if from_file else {}
     entries, problems = _entries(source)
     for text in overrides:
-        problems += _problems(partial(override, text, head, HEAD, entries, source.places))
-    stages: list[Stage] = []
+        with collected(problems):
+            override(text, head, HEAD, entries, source.places)
+    if from_file:
+        problems += consent_missing(asked, {key: bool(head.get(key)) for key in CONSENT}, source.origin)
+    steps: list[Step] = []
     for entry in entries:
-        problems += _problems(partial(_stage, entry, source, stages))
+        with collected(problems):
+            steps.append(_step(entry, source))
     try:
-        recipe = Recipe.model_validate(head | {"stages": tuple(stages)})
+        recipe = Recipe.model_validate(head | {"stages": tuple(steps)})
     except ValidationError as error:
         problems += [_problem(Recipe, detail, (), source) for detail in error.errors(include_url=False)]
     raise_all(problems)
     return recipe
-
-
-def _problems(action: Callable[[], object]) -> list[LLMCompressError]:
-    """What `action` complains of."""
-    try:
-        action()
-    except ProblemsError as error:
-        return list(error.problems)
-    except LLMCompressError as error:
-        return [error]
-    return []
 
 
 def _entries(source: Located) -> tuple[list[Entry], list[LLMCompressError]]:
@@ -158,50 +177,37 @@ def _entries(source: Located) -> tuple[list[Entry], list[LLMCompressError]]:
     return entries, problems + _order(entries, source)
 
 
-NOT_OF_AN_ADAPTER = ("finetune", "distill", "quantize", "check")
-"""Stages that need a model of its own; an adapter is first merged into one."""
-
-
 def _order(entries: list[Entry], source: Located) -> list[LLMCompressError]:
-    """Makers come first, in any order, and evidence after them in its own; no engine loads an adapter by itself."""
-    ranks = dict.fromkeys(MAKERS, 0) | {name: rank for rank, name in enumerate(EVIDENCE, 1)}
-    rule = f"{', '.join(MAKERS)} run in the order given, then {', '.join(EVIDENCE)}, each at most once"
+    """Transforms come first, in any order, then checks in their own; an adapter goes only where one is taken."""
+    names = {kind: ", ".join(known.name for known in stages(kind)) for kind in ("transform", "check")}
+    rule = f"{names['transform']} run in the order given, then {names['check']}, each at most once"
     problems = []
     for index, (before, entry) in enumerate(pairwise(entries), 1):
-        again = entry.name in {one.name for one in entries[:index]}
-        maker = next((one.name for one in reversed(entries[:index]) if one.name in MAKERS), None)
-        if again or ranks[entry.name] < ranks[before.name]:
+        earlier = [earlier.name for earlier in entries[:index]]
+        last = next((stage(name) for name in reversed(earlier) if stage(name).kind == "transform"), None)
+        if entry.name in earlier or rank(entry.name) < rank(before.name):
             problems.append(_at(source.where(entry.path), f"stage {entry.name} after {before.name}: {rule}"))
-        elif entry.name in NOT_OF_AN_ADAPTER and maker == "finetune":
-            text = f"stage {entry.name} after finetune, which makes an adapter and no checkpoint of its own"
+        elif last is not None and last.makes_adapter and not stage(entry.name).takes_adapter:
+            text = f"stage {entry.name} after {last.name}, which makes an adapter and no checkpoint of its own"
             problems.append(_at(source.where(entry.path), text, "put `- merge: {}` between them"))
     return problems
 
 
-def _stage(entry: Entry, source: Located, stages: list[Stage]) -> None:
-    model = settings_class(entry.name)
+def _step(entry: Entry, source: Located) -> Step:
+    kind = stage(entry.name)
     try:
-        settings = model.model_validate(entry.values)
+        settings = kind.Settings.model_validate(entry.values)
     except ValidationError as error:
-        problems = [_problem(model, detail, entry.path, source) for detail in error.errors(include_url=False)]
-        raise_all(problems)
-        raise
+        details = error.errors(include_url=False)
+        raise ProblemsError([_problem(kind.Settings, detail, entry.path, source) for detail in details]) from None
     except LLMCompressError as error:
         raise _at(source.where(entry.path), error.message, error.hint) from error
-    if entry.name == "quantize":
-        raise_all(_scheme_problems(settings, entry, source))
-    stages.append(Stage(entry.name, settings))
-
-
-def _scheme_problems(settings: Any, entry: Entry, source: Located) -> list[LLMCompressError]:
-    """What is wrong with the grids that the settings name, found without torch."""
-    tried: list[tuple[str, Callable[[], object]]] = [("scheme", settings.weight_scheme)]
-    tried += [("overrides", partial(settings.override_scheme, one)) for one in settings.overrides]
-    return [
-        _at(source.where((*entry.path, key)), f"{entry.name}.{key}: {problem.message}", problem.hint)
-        for key, action in tried
-        for problem in _problems(action)
-    ]
+    problems = []
+    for problem in kind.problems(settings):
+        key = problem.message.partition(":")[0]
+        problems.append(_at(source.where((*entry.path, key)), f"{entry.name}.{problem.message}", problem.hint))
+    raise_all(problems)
+    return Step(kind, settings)
 
 
 def _problem(model: type[BaseModel], detail: ErrorDetails, prefix: KeyPath, source: Located) -> LLMCompressError:

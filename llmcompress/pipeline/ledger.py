@@ -11,17 +11,16 @@ from typing import Any, Literal, Self
 
 from llmcompress import __version__
 from llmcompress.config.recipe import Recipe, as_yaml
-from llmcompress.config.stages import EVIDENCE, MAKERS, Stage
-from llmcompress.pipeline.inputs import sha256
+from llmcompress.config.stage import Step, rank, sha256, stage
 from llmcompress.report import FOLDER, RunReport, StageRow, environment
 
 
-def stage_key(previous: str, stage: Stage, inputs: str, seed: int) -> str:
+def stage_key(previous: str, step: Step, fingerprint: str, seed: int) -> str:
     """The hash that names one piece of work.
 
-    previous: identity or key of what it works on. inputs: digest of the files that its settings name.
+    previous: identity or key of what it works on. fingerprint: what the names in its settings stand for.
     """
-    parts = [previous, stage.name, stage.settings.model_dump(mode="json"), inputs, seed, __version__]
+    parts = [previous, step.name, step.settings.model_dump(mode="json"), sha256(fingerprint), seed, __version__]
     return sha256(json.dumps(parts, sort_keys=True))
 
 
@@ -42,26 +41,21 @@ def save(report: RunReport, folder: Path) -> None:
     report.save(folder)
 
 
-def row_of(report: RunReport, stage: str) -> StageRow | None:
+def row_of(report: RunReport, name: str) -> StageRow | None:
     """The row of a stage, or None where it has not run."""
-    return next((row for row in report.stages if row.name == stage), None)
+    return next((row for row in report.stages if row.name == name), None)
 
 
 def made_by(report: RunReport) -> StageRow | None:
-    """The row of the last stage that made a checkpoint, which is what evidence is taken of."""
-    return next((row for row in reversed(report.stages) if row.name in MAKERS), None)
+    """The row of the last transform: its checkpoint is what checks report on."""
+    return next((row for row in reversed(report.stages) if stage(row.name).kind == "transform"), None)
 
 
-def with_stage(recipe: dict[str, Any], stage: Stage) -> dict[str, Any]:
-    """The recipe that made a folder, with a stage that was run on it since."""
-    stages = {name: values for one in recipe["stages"] for name, values in one.items()}
-    stages[stage.name] = stage.settings.model_dump(mode="json")
-    return recipe | {"stages": [{name: stages[name]} for name in sorted(stages, key=rank)]}
-
-
-def rank(stage: str) -> int:
-    """Where a stage stands: makers first, in the order they came in, then evidence in its own order."""
-    return list(EVIDENCE).index(stage) + 1 if stage in EVIDENCE else 0
+def with_step(recipe: dict[str, Any], step: Step) -> dict[str, Any]:
+    """The recipe that made a folder, with a step that was run on it since."""
+    settings = {name: values for entry in recipe["stages"] for name, values in entry.items()}
+    settings[step.name] = step.settings.model_dump(mode="json")
+    return recipe | {"stages": [{name: settings[name]} for name in sorted(settings, key=rank)]}
 
 
 class Clock:
@@ -81,8 +75,8 @@ class Clock:
             peak_memory_bytes=environment.peak_memory_bytes(),
             error=error,
         )
-        rows = {one.name: one for one in self._report.stages} | {row.name: row}
-        self._report.stages = sorted(rows.values(), key=lambda one: rank(one.name))
+        rows = {earlier.name: earlier for earlier in self._report.stages} | {row.name: row}
+        self._report.stages = sorted(rows.values(), key=lambda row: rank(row.name))
 
     def __enter__(self) -> Self:
         return self

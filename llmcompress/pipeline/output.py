@@ -9,23 +9,17 @@ Nothing that we did not write is ever replaced; what another recipe wrote is rep
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from llmcompress.config.stages import MAKERS
+from llmcompress.config.stage import Step, stage
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import FILE, FOLDER, RunReport
 
 
-def folders_of(out: Path, formats: Sequence[str]) -> list[Path]:
-    """The folders of checkpoints that a recipe with these layouts writes."""
-    return [out] if len(formats) == 1 else [out / name for name in formats]
-
-
-def stage_folder(out: Path, stage: str, key: str) -> Path:
+def stage_folder(out: Path, name: str, key: str) -> Path:
     """Where a stage that is not the last one writes; the name holds the key, so other work goes elsewhere."""
-    return out.parent / f".{out.name}.stages" / f"{stage}-{key[:16]}"
+    return out.parent / f".{out.name}.stages" / f"{name}-{key[:16]}"
 
 
 def ours(folder: Path) -> bool:
@@ -54,8 +48,8 @@ def refuse_overlap(out: Path, source: Path) -> None:
         raise LLMCompressError(f"{out}: overlaps the source {source}", "choose another output")
 
 
-def refuse_other_recipe(out: Path, stage: str, key: str, recipe: dict[str, Any]) -> None:
-    """Let pass what the same work (`key` of `stage`, the last that makes a checkpoint) wrote, or nothing at all.
+def refuse_other_recipe(out: Path, step: Step, key: str, recipe: dict[str, Any]) -> None:
+    """Let pass what the same work (`key` of `step`, the last that makes a checkpoint) wrote, or nothing at all.
 
     Raises: LLMCompressError that says what differs.
     """
@@ -63,8 +57,8 @@ def refuse_other_recipe(out: Path, stage: str, key: str, recipe: dict[str, Any])
         if not ours(folder):
             continue
         report = RunReport.load(folder)
-        if not any((row.name, row.key) == (stage, key) for row in report.stages):
-            text = "calibration text" if stage == "quantize" else "training data"
+        if not any((row.name, row.key) == (step.name, key) for row in report.stages):
+            text = "training data" if step.stage.trains else "calibration text"
             changed = ", ".join(_differences(report.recipe, recipe)) or f"the source, the {text} or our version"
             raise LLMCompressError(
                 f"{folder}: holds the result of another recipe (different: {changed})",
@@ -72,12 +66,12 @@ def refuse_other_recipe(out: Path, stage: str, key: str, recipe: dict[str, Any])
             )
 
 
-def finished(folder: Path, stage: str, key: str) -> bool:
-    """Whether `folder` holds the work `key` of `stage`, with every file of the checkpoint in its size."""
+def finished(folder: Path, name: str, key: str) -> bool:
+    """Whether `folder` holds the work `key` of the stage `name`, with every file of the checkpoint in its size."""
     if not ours(folder):
         return False
     report = RunReport.load(folder)
-    if not any((row.name, row.key) == (stage, key) and row.status != "failed" for row in report.stages):
+    if not any((row.name, row.key) == (name, key) and row.status != "failed" for row in report.stages):
         return False
     files = report.output.files if report.output else {}
     return all((folder / name).is_file() and (folder / name).stat().st_size == size for name, size in files.items())
@@ -91,5 +85,6 @@ def _differences(before: dict[str, Any], now: dict[str, Any]) -> list[str]:
 
 def _flat(recipe: dict[str, Any]) -> dict[str, Any]:
     head = {key: value for key, value in recipe.items() if key not in ("stages", "output")}
-    made = {name: values for one in recipe.get("stages", []) for name, values in one.items() if name in MAKERS}
+    steps = [item for entry in recipe.get("stages", []) for item in entry.items()]
+    made = {name: values for name, values in steps if stage(name).kind == "transform"}
     return head | {f"{name}.{key}": value for name, values in made.items() for key, value in values.items()}

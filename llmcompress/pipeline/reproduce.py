@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from llmcompress.config.recipe import Recipe
+from llmcompress.config.recipe import HEAD, Recipe, consent_missing
+from llmcompress.config.stage import stage
 from llmcompress.console import Progress
-from llmcompress.errors import LLMCompressError
+from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
-
-EVIDENCE = ("verify", "check", "evaluate", "measure", "card")
-"""Stages that take evidence and change no weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,19 +35,29 @@ class Reproduction:
         return all(self.files.values())
 
 
-def reproduce(out: Path, keep: Path | None, progress: Progress) -> Reproduction:
+def reproduce(
+    out: Path, keep: Path | None, progress: Progress, *, trust_remote_code: bool = False, allow_pickle: bool = False
+) -> Reproduction:
     """Make the checkpoint in `out` again, in `keep` or in a folder that is removed afterwards.
 
-    Raises: LLMCompressError when `out` has no recipe that makes a checkpoint, or what the recipe names is gone.
+    Consent is the caller's, never the report's, and nothing is written where the report says (a cache of predictions):
+    only into the folder of the reproduction.
+
+    Raises: LLMCompressError when `out` has no recipe that makes a checkpoint, what the recipe names is gone, or it was
+    made with a consent that is not given here.
     """
     before = RunReport.load(out)
-    stages = [one for one in before.recipe.get("stages", []) if not set(one) & set(EVIDENCE)]
+    recorded = before.recipe.get("stages", [])
+    stages = [entry for entry in recorded if all(stage(name).kind == "transform" for name in entry)]
     if not stages or before.output is None:
         raise LLMCompressError(f"{out}: its report has no stage that makes a checkpoint")
+    given = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
+    raise_all(consent_missing(before.recipe, given, f"{out}: the recipe in its report"))
+    stages = [{name: _without_caches(values) for name, values in entry.items()} for entry in stages]
     with tempfile.TemporaryDirectory(prefix="llmcompress-reproduce-") as scratch:
         target = keep or Path(scratch) / out.resolve().name
-        recipe = Recipe.of(before.recipe | {"output": str(target), "stages": stages})
-        made = run(recipe, progress)
+        head = {key: value for key, value in before.recipe.items() if key in HEAD} | given | {"output": str(target)}
+        made = run(Recipe.of(head | {"stages": stages}), progress)
         folder, after = next(
             (path, report)
             for path, report in made.items()
@@ -57,6 +65,11 @@ def reproduce(out: Path, keep: Path | None, progress: Progress) -> Reproduction:
         )
         files = _compared(out, folder, before, after)
         return Reproduction(files, _reasons(before, after) if not all(files.values()) else [], keep)
+
+
+def _without_caches(values: dict[str, Any]) -> dict[str, Any]:
+    """Settings without the folder that a run would keep its cache in: a speed-up that changes no result."""
+    return {key: value for key, value in values.items() if key not in ("cache", "refill_cache")}
 
 
 def _compared(out: Path, again: Path, before: RunReport, after: RunReport) -> dict[str, bool]:

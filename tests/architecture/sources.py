@@ -23,13 +23,21 @@ class Source:
     text: str
     tree: ast.Module
 
-    def imports(self) -> list[str]:
-        """Dotted names imported anywhere in the file: in functions and for type checking too.
+    def imports(self, for_types: bool = True) -> list[str]:
+        """Dotted names imported anywhere in the file: in functions, and `for_types` alone too.
 
         `from llmcompress.card import build` counts as `llmcompress.card.build`, module or not.
         """
         found: list[str] = []
+        types_alone = {
+            id(node)
+            for block in ast.walk(self.tree)
+            if isinstance(block, ast.If) and ast.unparse(block.test) == "TYPE_CHECKING"
+            for node in ast.walk(block)
+        }
         for node in ast.walk(self.tree):
+            if id(node) in types_alone and not for_types:
+                continue
             if isinstance(node, ast.Import):
                 found += [alias.name for alias in node.names]
             elif isinstance(node, ast.ImportFrom):

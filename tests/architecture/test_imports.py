@@ -46,12 +46,12 @@ def part_of(module: str) -> str:
 def edges() -> set[tuple[str, str, str]]:
     """(file, importing part, imported part) wherever one part of the package imports another.
 
-    A name that is no part, as in `from llmcompress import __version__`, is of `__init__`.
+    What is imported for type checking alone does not count: it is never run. A name that is no part, as in `from llmcompress import __version__`, is of `__init__`.
     """
     found = set()
     for source in sources():
         here = part_of(source.name)
-        for name in source.imports():
+        for name in source.imports(for_types=False):
             there = part_of(name)
             if name.split(".")[0] == "llmcompress" and here in RANK and there != here:
                 found.add((source.name, here, there if there in RANK else "__init__"))

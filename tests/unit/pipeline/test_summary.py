@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
+from llmcompress.pipeline.summary import summary
 from llmcompress.report import ADAPTER, PLAIN, Tuning
-from llmcompress.report.summary import summary
 from tests.unit.card.sample_report import full_report
 
 
