@@ -8,8 +8,8 @@
     summary      the lines that a run prints of it; `failures` is why its exit code is 1
 
 A transform maps a checkpoint to a checkpoint (or to an adapter, which `merge` turns into one); a check maps a
-checkpoint to rows of the report. Adding a stage is a class in its folder's `stages.py` and a line in `STAGES`. Importing such a
-module is cheap: settings only; engines are imported by `run`.
+checkpoint to rows of the report. Adding a stage is a class in its folder's `stages.py` and a line in `STAGES`.
+Importing such a module is cheap: settings only; engines are imported by `run`.
 """
 
 from __future__ import annotations
