@@ -20,19 +20,17 @@ import json
 from collections.abc import Iterable, Mapping
 from itertools import pairwise
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_args
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, InstanceOf, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, InstanceOf
 
 from llmcompress import resources
 from llmcompress.config.overrides import Entry, override
 from llmcompress.config.stage import STAGES, Step, rank, stage, stages
-from llmcompress.config.yaml_lines import KeyPath, Located, read_yaml
-from llmcompress.errors import LLMCompressError, ProblemsError, collected, raise_all, unknown
-
-if TYPE_CHECKING:
-    from pydantic_core import ErrorDetails
+from llmcompress.config.validation import at, validated
+from llmcompress.config.yaml_lines import Located, read_yaml
+from llmcompress.errors import LLMCompressError, collected, raise_all, unknown
 
 
 class Recipe(BaseModel):
@@ -150,10 +148,8 @@ def _build(source: Located, overrides: Iterable[str], from_file: bool = False) -
     for entry in entries:
         with collected(problems):
             steps.append(_step(entry, source))
-    try:
-        recipe = Recipe.model_validate(head | {"stages": tuple(steps)})
-    except ValidationError as error:
-        problems += [_problem(Recipe, detail, (), source) for detail in error.errors(include_url=False)]
+    with collected(problems):
+        recipe = validated(Recipe, head | {"stages": tuple(steps)}, source)
     raise_all(problems)
     return recipe
 
@@ -162,14 +158,14 @@ def _entries(source: Located) -> tuple[list[Entry], list[LLMCompressError]]:
     listed = source.data.get("stages")
     shape = "a list such as `- verify: {}`"
     if not isinstance(listed, list) or not listed:
-        return [], [_at(source.where(("stages",)), f"stages: must be {shape}")]
+        return [], [at(source.where(("stages",)), f"stages: must be {shape}")]
     entries: list[Entry] = []
     problems: list[LLMCompressError] = []
     for index, item in enumerate(listed):
         where = source.where(("stages", index))
         name, values = next(iter(item.items())) if isinstance(item, dict) and len(item) == 1 else (None, None)
         if not isinstance(name, str) or not isinstance(values, dict | None):
-            problems.append(_at(where, f"stages.{index}: a stage is one name with its settings, {shape}"))
+            problems.append(at(where, f"stages.{index}: a stage is one name with its settings, {shape}"))
         elif name not in STAGES:
             problems.append(unknown("stage", name, STAGES, where))
         else:
@@ -186,54 +182,19 @@ def _order(entries: list[Entry], source: Located) -> list[LLMCompressError]:
         earlier = [earlier.name for earlier in entries[:index]]
         last = next((stage(name) for name in reversed(earlier) if stage(name).kind == "transform"), None)
         if entry.name in earlier or rank(entry.name) < rank(before.name):
-            problems.append(_at(source.where(entry.path), f"stage {entry.name} after {before.name}: {rule}"))
+            problems.append(at(source.where(entry.path), f"stage {entry.name} after {before.name}: {rule}"))
         elif last is not None and last.makes_adapter and not stage(entry.name).takes_adapter:
             text = f"stage {entry.name} after {last.name}, which makes an adapter and no checkpoint of its own"
-            problems.append(_at(source.where(entry.path), text, "put `- merge: {}` between them"))
+            problems.append(at(source.where(entry.path), text, "put `- merge: {}` between them"))
     return problems
 
 
 def _step(entry: Entry, source: Located) -> Step:
     kind = stage(entry.name)
-    try:
-        settings = kind.Settings.model_validate(entry.values)
-    except ValidationError as error:
-        details = error.errors(include_url=False)
-        raise ProblemsError([_problem(kind.Settings, detail, entry.path, source) for detail in details]) from None
-    except LLMCompressError as error:
-        raise _at(source.where(entry.path), error.message, error.hint) from error
+    settings = validated(kind.Settings, entry.values, source, entry.path, entry.name)
     problems = []
     for problem in kind.problems(settings):
         key = problem.message.partition(":")[0]
-        problems.append(_at(source.where((*entry.path, key)), f"{entry.name}.{problem.message}", problem.hint))
+        problems.append(at(source.where((*entry.path, key)), f"{entry.name}.{problem.message}", problem.hint))
     raise_all(problems)
     return Step(kind, settings)
-
-
-def _problem(model: type[BaseModel], detail: ErrorDetails, prefix: KeyPath, source: Located) -> LLMCompressError:
-    """One line for one problem that pydantic found: place, key, rule and value."""
-    path = detail["loc"]
-    where = source.where((*prefix, *path))
-    if detail["type"] == "extra_forbidden":
-        return unknown("key", str(path[-1]), _fields(model, path[:-1]), where or ".".join(map(str, prefix[2:])) or None)
-    key = ".".join(map(str, (*prefix[2:], *path)))
-    if detail["type"] == "missing":
-        return _at(where, f"{key}: must be given", f"add it to the recipe or pass {key}=…")
-    rule = detail["msg"].removeprefix("Value error, ")
-    if isinstance(detail["input"], dict) and detail["type"] == "value_error":
-        return _at(where, f"{key}: {rule}")  # of several values together: what they are is in the rule
-    return _at(where, f"{key}: {rule[0].lower() + rule[1:]}, not {detail['input']!r}")
-
-
-def _fields(model: type[BaseModel], path: tuple[str | int, ...]) -> list[str]:
-    """Keys that the settings at `path` inside `model` have."""
-    for key in path:
-        if isinstance(key, str) and key in model.model_fields:
-            annotation = model.model_fields[key].annotation
-            inner = [kind for kind in (annotation, *get_args(annotation)) if isinstance(kind, type)]
-            model = next((kind for kind in inner if issubclass(kind, BaseModel)), model)
-    return list(model.model_fields)
-
-
-def _at(where: str, text: str, hint: str | None = None) -> LLMCompressError:
-    return LLMCompressError(f"{where}: {text}" if where else text, hint)
