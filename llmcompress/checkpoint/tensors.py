@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import mmap
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -76,6 +76,23 @@ class StoredTensor:
 
     def _ends_early(self) -> LLMCompressError:
         return LLMCompressError(f"{self.path}: ends inside tensor {self.name}", "fetch the file again")
+
+
+@dataclass(frozen=True, slots=True)
+class TensorFiles:
+    """The tensors of some safetensors files of one folder, read on demand: weights without a model around them."""
+
+    folder: Path
+    stored: Mapping[str, StoredTensor]
+
+    @classmethod
+    def open(cls, paths: Sequence[Path]) -> TensorFiles:
+        """Read the headers of one file or more. Raises: LLMCompressError naming a file that is broken."""
+        return cls(paths[0].parent, {name: tensor for path in paths for name, tensor in read_header(path).items()})
+
+    def tensor(self, name: str) -> torch.Tensor:
+        """One tensor, read now, in its own dtype."""
+        return self.stored[name].load()
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -29,7 +29,7 @@ def method_catalogue() -> dict[str, list[dict[str, str]]]:
 
     return {
         "methods": [
-            {"method": one.name, "calibration text": "yes" if one.needs_hessian else "no", "what it does": one.summary}
+            {"method": one.name, "calibration text": "yes" if one.needs else "no", "what it does": one.summary}
             for one in METHODS
         ],
         "layouts": [
@@ -50,7 +50,7 @@ def _grid_rows() -> list[dict[str, str]]:
 
     rows = []
     for name, scheme in PRESETS.items():
-        kinds = [scheme] if scheme.codebook else [scheme, preset(name, symmetric=False)]
+        kinds = [scheme] if scheme.grid.codebook else [scheme, preset(name, symmetric=False)]
         for kind in kinds:
             row = {"scheme": name, "grid": kind.label()}
             for layout in FORMATS:

@@ -16,7 +16,7 @@ from llmcompress.checkpoint.tensors import StoredTensor, torch_dtype
 from llmcompress.checkpoint.tokenizer import side_files
 from llmcompress.checkpoint.writer import give_name, write_shards
 from llmcompress.compress.roundtrip import mismatches
-from llmcompress.compress.targets import Plan
+from llmcompress.compress.targets import Targets
 from llmcompress.compress.workspace import Workspace
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError
@@ -45,7 +45,7 @@ def describe_source(source: Checkpoint, model: nn.Module) -> Source:
 
 
 def assemble(
-    source: Checkpoint, out: Path, workspace: Workspace, formats: Sequence[Format], layout: Layout, plan: Plan,
+    source: Checkpoint, out: Path, workspace: Workspace, formats: Sequence[Format], layout: Layout, chosen: Targets,
     report: RunReport, progress: Progress,
 ) -> None:  # fmt: skip
     """Write one folder per layout, reopen each and compare, save the report inside, then rename to `out`.
@@ -56,7 +56,7 @@ def assemble(
         for format in formats:
             folder = workspace.final / format.name if len(formats) > 1 else workspace.final
             folder.mkdir(parents=True)
-            _write(source, folder, workspace, format, layout, plan, report)
+            _write(source, folder, workspace, format, layout, chosen, report)
             report.save(folder)
             bar.advance(1, format.name)
     give_name(workspace.final, out)
@@ -64,12 +64,13 @@ def assemble(
 
 
 def _write(
-    source: Checkpoint, folder: Path, workspace: Workspace, format: Format, layout: Layout, plan: Plan,
+    source: Checkpoint, folder: Path, workspace: Workspace, format: Format, layout: Layout, chosen: Targets,
     report: RunReport,
 ) -> None:  # fmt: skip
-    replaced = {target.tensor for target in plan.targets}
+    replaced = {target.tensor for target in chosen.targets}
     kept = [tensor for name, tensor in source.stored.items() if name not in replaced]
-    packed = workspace.packed(sorted({target.layer for target in plan.targets}), format.name)
+    layers = sorted({target.layer for target in chosen.targets})
+    packed = list(workspace.packed(layers, format.name).stored.values())
     digests = write_shards(folder, [*kept, *packed])
     for path in side_files(source.folder):
         shutil.copyfile(path, folder / path.name)
@@ -80,24 +81,20 @@ def _write(
     wrong = mismatches(folder, format.name, report.linears)
     if wrong:
         raise LLMCompressError(
-            f"{format.name}: {len(wrong)} of {len(plan.targets)} linears on disk differ from what was solved "
+            f"{format.name}: {len(wrong)} of {len(chosen.targets)} linears on disk differ from what was solved "
             f"({wrong[0]})",
             "the disk or its memory is at fault; run again",
         )
-    report.checks = [_round_trip_check(format, plan)]
-    report.output = _output(folder, format, digests, packed, kept, plan)
-
-
-def _round_trip_check(format: Format, plan: Plan) -> Check:
-    detail = f"all {len(plan.targets)} linears reopened from {format.name} files and equal bit for bit to the solver's"
-    return Check(name="round trip", passed=True, detail=detail)
+    same = f"all {len(chosen.targets)} linears reopened from {format.name} files and equal bit for bit to the solver's"
+    report.checks = [Check(name="round trip", passed=True, detail=same)]
+    report.output = _output(folder, format, digests, packed, kept, chosen)
 
 
 def _output(
     folder: Path, format: Format, digests: dict[str, str], packed: Sequence[StoredTensor],
-    kept: Sequence[StoredTensor], plan: Plan,
+    kept: Sequence[StoredTensor], chosen: Targets,
 ) -> Output:  # fmt: skip
-    quantized = sum(target.out_features * target.in_features for target in plan.targets)
+    quantized = sum(target.out_features * target.in_features for target in chosen.targets)
     rest = sum(prod(tensor.shape) for tensor in kept if tensor.dtype in FLOATS)
     packed_bytes = sum(tensor.num_bytes for tensor in packed)
     total_bytes = packed_bytes + sum(tensor.num_bytes for tensor in kept)

@@ -1,29 +1,26 @@
 """One decoder layer, quantized: Hessians from what flows through it, codes from the method, a row for the report.
 
-Between the layer stream, which says what a linear is about to read and when all of it was seen, and `Method`, which
-knows no model. Linears that read the same tensor are solved as one tall weight: one Hessian, one factor, one sweep.
-A weight is in memory from when it is its turn until the text has gone through it.
+Between the layer stream, which says what a linear is about to read and when all of it was seen, and `LinearMethod`,
+which knows no model. Linears that read the same tensor are solved as one tall weight: one Hessian, one factor, one
+sweep. A weight is in memory from when it is its turn until the text has gone through it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from itertools import groupby
 
 import torch
-from pydantic import BaseModel
 from torch import nn
 
-from llmcompress.compress.methods.base import METHODS, Method
-from llmcompress.compress.scheme import WeightScheme
-from llmcompress.compress.selection import Choice, best, tried
+from llmcompress.compress.methods.base import METHODS, HessianSettings, LinearMethod, MethodSettings, Need
+from llmcompress.compress.selection import Choice, best, candidates
 from llmcompress.compress.stacking import solve_rows
-from llmcompress.compress.statistics import Hessians, HessianSums, relative_error
+from llmcompress.compress.statistics import Statistics, StatisticsSums, relative_error
 from llmcompress.compress.targets import Target
 from llmcompress.compress.timing import Ledger
-from llmcompress.compress.weight import QuantizedWeight
+from llmcompress.compress.weight import CompressedWeight
 from llmcompress.distributed import ProcessLostError, World
 from llmcompress.errors import LLMCompressError
 from llmcompress.memory import give_back
@@ -31,44 +28,46 @@ from llmcompress.models.blocks import put_weight_OI, weight_OI
 from llmcompress.models.meta import set_parameter
 from llmcompress.report import LinearRow
 
-DAMPENING_FRAC = 0.05
-"""Of the refinement, after a method that does not damp."""
-
 
 @dataclass
 class LayerSolver:
     """Quantizes the targets of one layer as they fall due; collects weights and rows.
 
     masks: per batch, bool [B, S] with False on padding, or None where every token is real. device, dtype: of the
-    forward pass. asymmetric: whether the original's inputs come too. read: a target's weight, as it is stored. world:
-    the processes that share the work.
+    forward pass. needs: the statistics to accumulate. read: a target's weight, as it is stored. world: the processes
+    that share the work.
     """
 
     layer: nn.Module
     targets: dict[str, Target]
     masks: Sequence[torch.Tensor | None]
-    method: Method
-    settings: BaseModel
+    method: LinearMethod
+    settings: MethodSettings
     on_failure: str
     refine_sweeps: int
-    asymmetric: bool
+    needs: frozenset[Need]
     scale_dtype: torch.dtype
     device: torch.device
     dtype: torch.dtype
     read: Callable[[Target], torch.Tensor]
     ledger: Ledger
     world: World
-    weights: dict[str, QuantizedWeight] = field(default_factory=dict)
+    weights: dict[str, CompressedWeight] = field(default_factory=dict)
     rows: list[LinearRow] = field(default_factory=list)
-    _sums: HessianSums | None = None
+    _sums: StatisticsSums | None = None
 
     def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int, original: torch.Tensor | None = None) -> None:
         """Add what `names` are about to read in one batch ([..., I]) to their Hessian; see `Solver.see`."""
         mask = self.masks[batch]
-        self._refuse_padding_lost(names[0], inputs, mask)
+        if mask is not None and inputs.shape[:-1] != mask.shape:
+            raise LLMCompressError(
+                f"{self.targets[names[0]].name}: sees tokens in another arrangement {list(inputs.shape)} than the "
+                f"padded calibration rows {list(mask.shape)}, so padding cannot be kept out of its Hessian",
+                "calibrate on packed text (chat_template: false)",
+            )
         with self.ledger.of("hessian"):
             if self._sums is None:
-                self._sums = HessianSums(inputs.shape[-1], inputs.device, original is not None)
+                self._sums = StatisticsSums(inputs.shape[-1], inputs.device, self.needs)
             before = self._sums.num_tokens
             self._sums.add(inputs, mask, original)
         tokens = self._sums.num_tokens - before
@@ -87,7 +86,7 @@ class LayerSolver:
         give_back()
         width = self.targets[names[0]].in_features
         with self.ledger.of("hessian"):
-            sums, self._sums = self._sums or HessianSums(width, self.device, self.asymmetric), None
+            sums, self._sums = self._sums or StatisticsSums(width, self.device, self.needs), None
             for total in sums.every():
                 self.world.add_up(total)
             seen = sums.means()
@@ -116,25 +115,18 @@ class LayerSolver:
             if not weight_OI(module).is_meta:
                 set_parameter(module, "weight", torch.empty_like(module.weight, device="meta"))  # type: ignore[arg-type]
 
-    def _refuse_padding_lost(self, name: str, inputs: torch.Tensor, mask: torch.Tensor | None) -> None:
-        if mask is not None and inputs.shape[:-1] != mask.shape:
-            raise LLMCompressError(
-                f"{self.targets[name].name}: sees tokens in another arrangement {list(inputs.shape)} than the padded "
-                f"calibration rows {list(mask.shape)}, so padding cannot be kept out of its Hessian",
-                "calibrate on packed text (chat_template: false)",
-            )
-
-    def _quantize(self, names: list[str], seen: Hessians | None) -> None:
-        """Quantize linears of one grid that read one tensor."""
+    def _quantize(self, names: list[str], seen: Statistics | None) -> None:
+        """Solve linears of one scheme that read one tensor."""
         first = self.targets[names[0]]
         whole_OI = self._stacked(names)
         sizes = [self.targets[name].out_features for name in names]
-        reason, method, depend = None, self.method, first.scheme.double_quant
+        reason, method = None, self.method
+        weights = first.scheme.weights
+        depend = not method.rows_independent or (weights is not None and weights.double_quant)
         try:
-            if method.needs_hessian and (seen is None or seen.num_tokens == 0):
+            if method.needs and (seen is None or seen.num_tokens == 0):
                 raise LLMCompressError("no calibration token reached it", "use more or other calibration text")
-            solve = partial(self._solved, scheme=first.scheme, seen=seen)
-            solved = solve_rows(whole_OI, sizes, solve, self.world, depend)
+            solved = solve_rows(whole_OI, sizes, lambda rows_OI: self._solved(rows_OI, first, seen), self.world, depend)
         except ProcessLostError:
             raise
         except LLMCompressError as error:
@@ -142,44 +134,43 @@ class LayerSolver:
                 hint = error.hint or "pass --on-failure rtn to round such linears"
                 raise LLMCompressError(f"{first.name}: {error.message}", hint) from error
             reason, method, seen = error.message, METHODS.get("rtn"), None
-            solve = partial(self._rounded, scheme=first.scheme)
-            solved = solve_rows(whole_OI, sizes, solve, self.world, depend)
+            solved = solve_rows(whole_OI, sizes, lambda rows_OI: self._rounded(rows_OI, first), self.world, depend)
         seen = None if seen is None else seen.cpu()
         for name, original_OI, versions in zip(names, whole_OI.split(sizes), solved, strict=True):
             choice = best(original_OI, versions, seen) if seen else Choice(versions[0])
             self._keep(name, original_OI, choice, method.name, reason, seen)
 
-    def _solved(self, weight_OI: torch.Tensor, scheme: WeightScheme, seen: Hessians | None) -> list[QuantizedWeight]:
-        """The method's solution for some rows, and its refinement."""
-        hessian_II = seen.solve_II if seen else None
+    def _solved(self, weight_OI: torch.Tensor, target: Target, seen: Statistics | None) -> list[CompressedWeight]:
+        """The method's solution for some rows, and what was made of it where there is a Hessian to judge by."""
 
-        def solve(goal_OI: torch.Tensor) -> QuantizedWeight:
-            return self.method.solve(goal_OI, hessian_II, scheme, self.scale_dtype, self.settings)
+        def solve(goal_OI: torch.Tensor) -> CompressedWeight:
+            return self.method.solve(goal_OI, seen, target.scheme, self.scale_dtype, self.settings)
 
         if seen is None:
             return [solve(weight_OI)]
-        dampening_frac = getattr(self.settings, "dampening_frac", DAMPENING_FRAC)
-        return tried(weight_OI, solve, seen, dampening_frac, self.scale_dtype, self.refine_sweeps)
+        assert isinstance(self.settings, HessianSettings), "a method that needs statistics damps its Hessian"
+        return candidates(weight_OI, solve, seen, self.settings.dampening_frac, self.scale_dtype, self.refine_sweeps)
 
-    def _rounded(self, weight_OI: torch.Tensor, scheme: WeightScheme) -> list[QuantizedWeight]:
+    def _rounded(self, weight_OI: torch.Tensor, target: Target) -> list[CompressedWeight]:
         rtn = METHODS.get("rtn")
-        return [rtn.solve(weight_OI, None, scheme, self.scale_dtype, rtn.settings())]
+        return [rtn.solve(weight_OI, None, target.scheme, self.scale_dtype, rtn.settings())]
 
     def _stacked(self, names: Sequence[str]) -> torch.Tensor:
         """The weights of `names` in float32 on the processor, one below the other."""
         targets = [self.targets[name] for name in names]
-        whole_OI = torch.empty(sum(one.out_features for one in targets), targets[0].in_features)
-        for target, rows_OI in zip(targets, whole_OI.split([one.out_features for one in targets]), strict=True):
+        sizes = [target.out_features for target in targets]
+        whole_OI = torch.empty(sum(sizes), targets[0].in_features)
+        for target, rows_OI in zip(targets, whole_OI.split(sizes), strict=True):
             stored = self.read(target)
             rows_OI.copy_(stored.t() if target.transposed else stored)
         return whole_OI
 
     def _keep(
         self, name: str, original_OI: torch.Tensor, choice: Choice, method: str, reason: str | None,
-        seen: Hessians | None,
+        seen: Statistics | None,
     ) -> None:  # fmt: skip
         target, dense_OI = self.targets[name], choice.weight.dequantize()
-        hessian_II = seen.solve_II if seen else None
+        hessian_II = seen.hessian_II if seen else None
         self.weights[name] = choice.weight
         if hessian_II is not None:
             self.ledger.needs("solving", target.out_features * target.in_features**2)
@@ -188,7 +179,7 @@ class LayerSolver:
                 name=target.name,
                 shape=(target.out_features, target.in_features),
                 scheme=target.scheme.label(),
-                grid=asdict(target.scheme),
+                grid=asdict(target.scheme.grid),
                 stem=target.stem,
                 method=method,
                 outcome="fell_back" if reason else "quantized",

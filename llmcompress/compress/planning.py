@@ -13,43 +13,41 @@ Units: bytes, seconds, bits.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from fnmatch import fnmatchcase
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
 from math import prod
 from typing import Any
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import StoredTensor
 from llmcompress.compress.footprint import Footprint, footprint
-from llmcompress.compress.scheme import WeightScheme
 from llmcompress.compress.settings import QuantizeSettings
-from llmcompress.errors import LLMCompressError, raise_all
+from llmcompress.compress.targets import Linear, Target, choose
+from llmcompress.errors import LLMCompressError
+from llmcompress.formats.base import FORMATS, Format
 
 IMPORTS_BYTES = 600 << 20
 """Resident memory of Python with torch, transformers and the compiled loops, before any work."""
 NUMBERED = re.compile(r"^(?P<list>.*?)\.(?P<index>\d+)\.(?P<local>.+)$")
-HEADER_BYTES = 150  # of a packed tensor's entry in the file
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 @dataclass(frozen=True, slots=True)
-class LinearPlan:
-    """One linear: module name, out_features, in_features, grid, bytes as stored and as packed."""
+class PlannedLinear(Target):
+    """A linear to compress, with its bytes as stored and as packed."""
 
-    name: str
-    rows: int
-    width: int
-    scheme: WeightScheme
     before_bytes: int
     after_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
 class QuantizePlan:
-    """What a run would take and give. `skipped`: tensor name -> why it stays; norms and biases are not named."""
+    """What a run would take and give.
 
-    linears: tuple[LinearPlan, ...]
+    linears: what is compressed, and how. skipped: linear -> why it stays; norms and biases are not named.
+    """
+
+    linears: tuple[PlannedLinear, ...]
     skipped: dict[str, str]
     layers: int
     parameters: int
@@ -68,66 +66,41 @@ def plan_quantization(
     """Sizes, memory and time of quantizing `checkpoint` with `settings` on `num_tokens` tokens of text.
 
     flops_per_s: what the machine does in matrix products. Raises: LLMCompressError, all problems together: no decoder
-    layers, a group size that does not divide a width, fused experts, a pattern that matches nothing.
+    layers, fused experts, and whatever `targets.choose` refuses.
     """
-    path, found = decoder_linears(checkpoint)
-    scheme, problems = settings.weight_scheme(), []
-    linears, skipped = [], {}
-    for stored in found:
-        name = stored.name.removesuffix(".weight")
-        rows, width = stored.shape if checkpoint.config.get("model_type") != "gpt2" else stored.shape[::-1]
-        override = next((one for one in settings.overrides if fnmatchcase(name, one.pattern)), None)
-        grid = settings.override_scheme(override) if override else scheme
-        if any(fnmatchcase(name, pattern) for pattern in settings.ignore):
-            skipped[name] = "ignored on request"
-        elif width % grid.group_width(width):
-            problems.append((grid.group_width(width), width, name))
-        else:
-            after = packed_bytes(rows, width, grid, settings.formats()[0], stored.dtype)
-            linears.append(LinearPlan(name, rows, width, grid, stored.num_bytes, after))
-    raise_all(_group_problems(problems) + _pattern_problems(settings, found))
-    if not linears:
-        raise LLMCompressError(f"{checkpoint.name}: no linear is left to quantize")
-    inside = {stored.name for stored in found}
-    for stored in checkpoint.stored.values():
-        if len(stored.shape) == 2 and stored.name not in inside:
-            skipped[stored.name.removesuffix(".weight")] = "outside the decoder layers"
-    return _totals(checkpoint, settings, path, linears, skipped, num_tokens, seq_len, flops_per_s)
-
-
-def _totals(
-    checkpoint: Checkpoint, settings: QuantizeSettings, path: str, linears: Sequence[LinearPlan],
-    skipped: dict[str, str], num_tokens: int, seq_len: int, flops_per_s: float,
-) -> QuantizePlan:  # fmt: skip
-    before = sum(stored.num_bytes for stored in checkpoint.stored.values())
-    after = before - sum(one.before_bytes for one in linears) + sum(one.after_bytes for one in linears)
-    calibrated = settings.method != "rtn"
+    formats = [FORMATS.get(name, "quantize.format") for name in settings.formats()]
+    chosen = choose(header_linears(checkpoint), settings, formats, checkpoint.name)
+    stored = checkpoint.stored
+    linears = tuple(_planned(target, formats[0], stored[target.tensor].num_bytes) for target in chosen.targets)
+    before, packed = sum(tensor.num_bytes for tensor in stored.values()), sum(linear.after_bytes for linear in linears)
+    after = before - sum(linear.before_bytes for linear in linears) + packed
+    method, _ = settings.solver()
     streaming = None
-    if calibrated:
-        batch = max(settings.batch_tokens, seq_len)
+    if method.needs:
+        batch = min(max(settings.batch_tokens, seq_len), num_tokens)
+        widest = max(target.in_features for target in linears)
         bound = settings.activation_memory_mb << 20
-        widest = max(one.width for one in linears)
-        streaming = footprint(num_tokens, min(batch, num_tokens), _hidden(checkpoint), widest, bound, settings.aims())
-    needed = sum(flops(one, num_tokens if calibrated else 0) for one in linears)
+        streaming = footprint(num_tokens, batch, _hidden(checkpoint), widest, bound, settings.runs_original())
+    needed = sum(flops(target, num_tokens if method.needs else 0) for target in linears)
     return QuantizePlan(
-        tuple(linears),
-        skipped,
-        len({_numbered(one.name, path) for one in linears}),
-        sum(prod(stored.shape) for stored in checkpoint.stored.values() if stored.dtype in FLOATS),
+        linears,
+        {linear.name: reason for linear, reason in chosen.skipped},
+        len({target.layer for target in linears}),
+        sum(prod(tensor.shape) for tensor in stored.values() if tensor.dtype in FLOATS),
         before,
         after,
-        8 * sum(one.after_bytes for one in linears) / sum(one.rows * one.width for one in linears),
-        IMPORTS_BYTES + working_bytes(checkpoint, path, linears, streaming),
-        after + sum(one.after_bytes for one in linears) + (streaming.disk_bytes if streaming else 0),
+        8 * packed / sum(target.out_features * target.in_features for target in linears),
+        IMPORTS_BYTES + working_bytes(checkpoint, linears, streaming),
+        after + packed + (streaming.disk_bytes if streaming else 0),
         needed / (0.35 * flops_per_s) + 3 * before / 300e6,
         streaming,
     )
 
 
-def decoder_linears(checkpoint: Checkpoint) -> tuple[str, list[StoredTensor]]:
-    """The path of the module list that holds most, and the two-dimensional weights below it.
+def header_linears(checkpoint: Checkpoint) -> list[Linear]:
+    """The linears that the headers speak of, those of the decoder layers first: two-dimensional tensors named `weight`.
 
-    Raises: LLMCompressError when there is no such list, or it holds several matrices in one tensor.
+    Raises: LLMCompressError when there are no numbered layers, or one holds several matrices in one tensor.
     """
     if "quantization_config" in checkpoint.config:
         raise LLMCompressError(f"{checkpoint.name}: is quantized already", "start from the full-precision checkpoint")
@@ -138,54 +111,57 @@ def decoder_linears(checkpoint: Checkpoint) -> tuple[str, list[StoredTensor]]:
     if not lists:
         raise LLMCompressError(f"{checkpoint.name}: no tensor is of a numbered decoder layer")
     path = max(lists, key=lambda name: (lists[name], -len(name)))
-    inside = [stored for stored in checkpoint.stored.values() if _numbered(stored.name, path) is not None]
-    fused = [one.name for one in inside if ".experts." in one.name or (len(one.shape) > 2 and "conv" not in one.name)]
-    if fused:
-        raise LLMCompressError(f"{checkpoint.name}: {fused[0]} is of a mixture of experts, which is not supported")
-    return path, [one for one in inside if len(one.shape) == 2 and one.name.endswith(".weight")]
+    module_class = "Conv1D" if checkpoint.config.get("model_type") == "gpt2" else "Linear"
+    inside, outside = [], []
+    for stored in checkpoint.stored.values():
+        match = NUMBERED.match(stored.name)
+        layer = int(match["index"]) if match and match["list"] == path else None
+        if layer is not None and (".experts." in stored.name or (len(stored.shape) > 2 and "conv" not in stored.name)):
+            raise LLMCompressError(
+                f"{checkpoint.name}: {stored.name} is of a mixture of experts, which is not supported"
+            )
+        if len(stored.shape) == 2 and layer is not None and stored.name.endswith(".weight"):
+            inside.append(_linear(stored, layer, NUMBERED.match(stored.name)["local"], module_class))  # type: ignore[index]
+        elif len(stored.shape) == 2:
+            outside.append(_linear(stored, None, stored.name, "Linear"))
+    return inside + outside
 
 
-def _numbered(name: str, path: str) -> int | None:
-    match = NUMBERED.match(name)
-    return int(match["index"]) if match and match["list"] == path else None
+def _linear(stored: StoredTensor, layer: int | None, local: str, module_class: str) -> Linear:
+    rows, columns = stored.shape if module_class == "Linear" else stored.shape[::-1]
+    name = stored.name.removesuffix(".weight")
+    return Linear(name, stored.name, layer, local.removesuffix(".weight"), rows, columns, module_class, stored.dtype)
 
 
-def packed_bytes(rows: int, width: int, scheme: WeightScheme, layout: str, dtype: str) -> int:
-    """Bytes of a linear's packed tensors in `layout`: codes, scales, and what the layout stores beside them."""
-    groups = width // scheme.group_width(width)
-    codes = -(-rows * width * scheme.num_bits // 8)
-    if layout == "bitsandbytes":
-        scales = rows * groups * (1 if scheme.double_quant else 4)
-        nested = (-(-rows * groups // 256)) * 4 + 256 * 4 if scheme.double_quant else 0
-        return codes + scales + nested + 16 * 4 + 110
-    scale_bytes = rows * groups * 2
-    if layout == "gptq":
-        return codes + scale_bytes + groups * rows * scheme.num_bits // 8 + width * 4
-    words = -(-width * scheme.num_bits // 32) * 4 * rows
-    zeros = 0 if scheme.symmetric else -(-rows * scheme.num_bits // 32) * 4 * groups
-    return words + scale_bytes * (2 if dtype == "F32" else 1) + zeros + 16
+def _planned(target: Target, format: Format, before_bytes: int) -> PlannedLinear:
+    after_bytes = format.packed_bytes(target.scheme, target.out_features, target.in_features, target.dtype)
+    own: dict[str, Any] = {field.name: getattr(target, field.name) for field in fields(target)}
+    return PlannedLinear(**own, before_bytes=before_bytes, after_bytes=after_bytes)
 
 
-def working_bytes(checkpoint: Checkpoint, path: str, linears: Sequence[LinearPlan], streaming: Footprint | None) -> int:
+def working_bytes(checkpoint: Checkpoint, linears: Sequence[PlannedLinear], streaming: Footprint | None) -> int:
     """Memory above the imports: at the most demanding linear, or where the embeddings are read.
 
     With text: two Hessians (one held out) and a factor, and the weight some six times in float32 while it is refined;
     without, six times the weight. A layer is read ahead, and the packed one before is not yet written.
     """
-    outside = [one for one in checkpoint.stored.values() if _numbered(one.name, path) is None]
-    embeddings = max((prod(one.shape) for one in outside), default=0)
-    by_layer: dict[int, int] = {}
-    for one in linears:
-        index = _numbered(one.name, path) or 0
-        by_layer[index] = by_layer.get(index, 0) + one.after_bytes
-    solving = max(6 * 4 * one.rows * one.width + (3 * 4 * one.width**2 if streaming else 0) for one in linears)
+    prefix = linears[0].name.removesuffix(f".{linears[0].layer}.{linears[0].local}")
+    outside = [stored for stored in checkpoint.stored.values() if not stored.name.startswith(f"{prefix}.")]
+    embeddings = max((prod(stored.shape) for stored in outside), default=0)
+    by_layer: dict[int | None, int] = {}
+    for target in linears:
+        by_layer[target.layer] = by_layer.get(target.layer, 0) + target.after_bytes
+    solving = max(
+        6 * 4 * target.out_features * target.in_features + (3 * 4 * target.in_features**2 if streaming else 0)
+        for target in linears
+    )
     layer = max(by_layer.values())
     return max(solving + 4 * layer, 6 * embeddings if streaming else 0) + (streaming.memory_bytes if streaming else 0)
 
 
-def flops(linear: LinearPlan, num_tokens: int) -> float:
+def flops(linear: Linear, num_tokens: int) -> float:
     """The operations that a linear needs at least: forward, its share of a Hessian, factor and codes."""
-    rows, width = linear.rows, linear.width
+    rows, width = linear.out_features, linear.in_features
     if not num_tokens:
         return 60.0 * rows * width
     return 2.0 * rows * width * num_tokens + 0.6 * num_tokens * width**2 + width**3 / 5 + 12.0 * rows * width**2
@@ -194,25 +170,3 @@ def flops(linear: LinearPlan, num_tokens: int) -> float:
 def _hidden(checkpoint: Checkpoint) -> int:
     config: dict[str, Any] = checkpoint.config
     return int(config.get("hidden_size") or config.get("n_embd") or 0)
-
-
-def _group_problems(problems: Iterable[tuple[int, int, str]]) -> list[LLMCompressError]:
-    first: dict[tuple[int, int], list[str]] = {}
-    for group, width, name in problems:
-        first.setdefault((group, width), []).append(name)
-    return [
-        LLMCompressError(
-            f"group size {group} does not divide the {width} in_features of {names[0]} and {len(names) - 1} more",
-            "use another --group-size, or leave them out with --ignore",
-        )
-        for (group, width), names in first.items()
-    ]
-
-
-def _pattern_problems(settings: QuantizeSettings, found: Sequence[StoredTensor]) -> list[LLMCompressError]:
-    names = [stored.name.removesuffix(".weight") for stored in found]
-    return [
-        LLMCompressError(f"ignore pattern {pattern!r} matches no linear", f"linears are called like {min(names)}")
-        for pattern in settings.ignore
-        if not any(fnmatchcase(name, pattern) for name in names)
-    ]

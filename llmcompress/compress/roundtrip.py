@@ -8,37 +8,44 @@ from pathlib import Path
 import torch
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.compress.scheme import WeightScheme
-from llmcompress.compress.weight import QuantizedWeight
+from llmcompress.checkpoint.tensors import TensorFiles
+from llmcompress.compress.scheme import Scheme, WeightGrid
+from llmcompress.compress.weight import CompressedWeight, QuantizedWeight
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import FORMATS, Format
 from llmcompress.report import LinearRow
 
 
-def unpack_linear(
-    checkpoint: Checkpoint, stem: str, format: Format, scheme: WeightScheme, out_features: int, in_features: int
-) -> QuantizedWeight:
-    """One linear's codes and scales, read from a checkpoint we wrote; `stem`: its tensors' common prefix.
+def row_scheme(row: LinearRow) -> Scheme:
+    """What became of the linear that a report row speaks of; not for a skipped one."""
+    assert row.grid is not None, "a skipped linear has no scheme"
+    return Scheme(WeightGrid(**row.grid))  # type: ignore[arg-type]
+
+
+def unpack_row(source: Checkpoint | TensorFiles, row: LinearRow, format: Format) -> CompressedWeight:
+    """The linear that a report row speaks of, read from files that we wrote.
 
     Raises: LLMCompressError naming a tensor that is missing or misshapen.
     """
+    scheme = row_scheme(row)
     tensors: dict[str, torch.Tensor] = {}
     for suffix in format.suffixes(scheme):
-        name = f"{stem}.{suffix}"
-        if name not in checkpoint.stored:
-            raise LLMCompressError(f"{checkpoint.folder}: tensor {name} is missing")
-        tensors[suffix] = checkpoint.tensor(name)
-    return format.unpack(tensors, scheme, out_features, in_features)
+        name = f"{row.stem}.{suffix}"
+        if name not in source.stored:
+            raise LLMCompressError(f"{source.folder}: tensor {name} is missing")
+        tensors[suffix] = source.tensor(name)
+    return format.unpack(tensors, scheme, *row.shape)
 
 
-def unpack_row(checkpoint: Checkpoint, row: LinearRow, format: Format) -> QuantizedWeight:
-    """The linear that a report row speaks of; see `unpack_linear`."""
-    assert row.grid is not None and row.stem is not None, "a skipped linear has no codes"
-    return unpack_linear(checkpoint, row.stem, format, WeightScheme(**row.grid), *row.shape)  # type: ignore[arg-type]
+def unpack_codes(source: Checkpoint | TensorFiles, row: LinearRow, format: Format) -> QuantizedWeight:
+    """The same where the scheme is known to be a grid of weights."""
+    weight = unpack_row(source, row, format)
+    assert isinstance(weight, QuantizedWeight), f"{row.name} has no codes"
+    return weight
 
 
 def mismatches(folder: Path, format_name: str, rows: Iterable[LinearRow]) -> list[str]:
-    """Names of quantized linears whose stored codes, scales or zero points differ from the solver's digest."""
+    """Names of compressed linears whose stored values differ from the solver's digest."""
     checkpoint, format = Checkpoint.open(folder), FORMATS.get(format_name)
     return [
         row.name

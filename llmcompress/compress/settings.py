@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from llmcompress.compress.scheme import WeightScheme, preset
+from llmcompress.compress.methods.base import METHODS, LinearMethod, MethodSettings
+from llmcompress.compress.scheme import Scheme, preset
+from llmcompress.errors import LLMCompressError, raise_all
+from llmcompress.formats.base import default_format
 
 
 class Override(BaseModel):
@@ -40,7 +43,7 @@ class QuantizeSettings(BaseModel):
     tune_steps: int = Field(160, ge=1, description="of effort max, 2048 tokens each")
     refine_sweeps: int = Field(4, ge=0, description="of coordinate descent after the method; 0: none")
     format: list[str] = Field(
-        [], description="layouts to write; empty: gptq for int4 and int8, bitsandbytes for NF4, else compressed_tensors"
+        [], description="layouts to write; empty: compressed_tensors for integer grids, bitsandbytes for NF4"
     )
     calibration: str | None = Field(
         None, description="a named set, a YAML, .txt or .jsonl; None: a bundled model's own"
@@ -60,27 +63,42 @@ class QuantizeSettings(BaseModel):
     def _one_or_many(cls, value: Any) -> Any:
         return [part for part in value.split(",") if part] if isinstance(value, str) else value
 
-    def weight_scheme(self) -> WeightScheme:
-        """The default grid. Raises: LLMCompressError for an unknown preset or an impossible combination."""
+    def weight_scheme(self) -> Scheme:
+        """What becomes of a linear that no override names.
+
+        Raises: LLMCompressError for an unknown preset or an impossible combination.
+        """
         return preset(self.scheme, group_size=self.group_size, symmetric=self.symmetric, double_quant=self.double_quant)
 
-    def override_scheme(self, override: Override) -> WeightScheme:
-        """The grid of one override: its own preset, or the default, with its changes."""
+    def override_scheme(self, override: Override) -> Scheme:
+        """The scheme of one override: its own preset, or the default, with its changes."""
         name = override.scheme or self.scheme
         inherited = {} if override.scheme else {"group_size": self.group_size, "symmetric": self.symmetric}
         changes = {"group_size": override.group_size, "symmetric": override.symmetric}
         given = {key: value for key, value in changes.items() if value is not None}
         return preset(name, f"override {override.pattern!r}", **(inherited | given))
 
-    def aims(self) -> bool:
+    def solver(self) -> tuple[LinearMethod, MethodSettings]:
+        """The method and its own settings. Raises: LLMCompressError, one for each knob that it does not have."""
+        method = METHODS.get(self.method)
+        try:
+            return method, method.settings(**self.method_settings)
+        except ValidationError as error:
+            raise_all(
+                [
+                    LLMCompressError(
+                        f"method {method.name}: {'.'.join(map(str, problem['loc']))}: {problem['msg']}",
+                        f"its knobs: {', '.join(method.settings.model_fields) or 'none'}",
+                    )
+                    for problem in error.errors()
+                ]
+            )
+            raise
+
+    def runs_original(self) -> bool:
         """Whether the original model runs beside the quantized one (asymmetric calibration)."""
         return self.effort == "max" if self.asymmetric_calibration is None else self.asymmetric_calibration
 
     def formats(self) -> list[str]:
         """The layouts to write, with the default resolved."""
-        if self.format:
-            return list(self.format)
-        scheme = self.weight_scheme()
-        if scheme.codebook:
-            return ["bitsandbytes"]
-        return ["gptq" if scheme.num_bits in (4, 8) and scheme.symmetric else "compressed_tensors"]
+        return list(self.format) or [default_format(self.weight_scheme()).name]

@@ -17,19 +17,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 
-from llmcompress.compress.weight import QuantizedWeight
+from llmcompress.compress.weight import CompressedWeight, DenseWeight, QuantizedWeight
 from llmcompress.distributed import World
 
-Solve = Callable[[torch.Tensor], list[QuantizedWeight]]
+Solve = Callable[[torch.Tensor], list[CompressedWeight]]
 """Rows of weights [O, I] -> solutions for them: the method's own, then what was made of it, always as many."""
 
 
 def solve_rows(
     whole_OI: torch.Tensor, sizes: Sequence[int], solve: Solve, world: World, rows_depend: bool
-) -> list[list[QuantizedWeight]]:
+) -> list[list[CompressedWeight]]:
     """For each of the linears stacked in `whole_OI`, its solutions; equal in all processes.
 
     sizes: out_features of each. rows_depend: whether rows of one linear have something in common beside the Hessian.
@@ -45,27 +46,31 @@ def solve_rows(
     return [list(of_one) for of_one in zip(*versions, strict=True)]
 
 
-def joined(parts: Sequence[QuantizedWeight]) -> QuantizedWeight:
-    """The weight whose rows are those of `parts`, one after the other."""
+def joined(parts: Sequence[CompressedWeight]) -> CompressedWeight:
+    """The weight whose rows are those of `parts`, one after the other; of kinds that are a value a weight."""
+    first = parts[0]
     if len(parts) == 1:
-        return parts[0]
-    zeros = [part.zero_point_OG for part in parts if part.zero_point_OG is not None]
-    return replace(
-        parts[0],
-        codes_OI=torch.cat([part.codes_OI for part in parts]),
-        scale_OG=torch.cat([part.scale_OG for part in parts]),
-        zero_point_OG=torch.cat(zeros) if zeros else None,
-    )
+        return first
+    assert isinstance(first, (DenseWeight, QuantizedWeight)), f"{type(first).__name__} has no rows of its own"
+    joined_fields: dict[str, Any] = {
+        name: torch.cat([getattr(part, name) for part in parts]) for name in _row_fields(first)
+    }
+    return replace(first, **joined_fields)
 
 
-def split(weight: QuantizedWeight, sizes: Sequence[int]) -> list[QuantizedWeight]:
-    """The weight in parts of `sizes` rows."""
+def split(weight: CompressedWeight, sizes: Sequence[int]) -> list[CompressedWeight]:
+    """The weight in parts of `sizes` rows, each in memory of its own; kinds as in `joined`."""
     if len(sizes) == 1:
         return [weight]
-    zeros = [None] * len(sizes) if weight.zero_point_OG is None else weight.zero_point_OG.split(list(sizes))
+    assert isinstance(weight, (DenseWeight, QuantizedWeight)), f"{type(weight).__name__} has no rows of its own"
+    pieces = {name: getattr(weight, name).split(list(sizes)) for name in _row_fields(weight)}
     return [
-        replace(weight, codes_OI=codes_OI.clone(), scale_OG=scale_OG.clone(), zero_point_OG=zero_OG)
-        for codes_OI, scale_OG, zero_OG in zip(
-            weight.codes_OI.split(list(sizes)), weight.scale_OG.split(list(sizes)), zeros, strict=True
-        )
+        replace(weight, **{name: of_field[index].clone() for name, of_field in pieces.items()})
+        for index in range(len(sizes))
     ]
+
+
+def _row_fields(weight: DenseWeight | QuantizedWeight) -> list[str]:
+    """The tensors of a weight that have a row for each of its own."""
+    names = ("weight_OI", "codes_OI", "scale_OG", "zero_point_OG", "mask_OI")
+    return [name for name in names if getattr(weight, name, None) is not None]

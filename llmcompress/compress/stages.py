@@ -45,7 +45,7 @@ class Quantize(Stage):
                 FORMATS.get(name, "quantize.format")
         reads_text = trained = False
         with collected(problems):
-            reads_text = METHODS.get(settings.method, "quantize.method").needs_hessian
+            reads_text = bool(METHODS.get(settings.method, "quantize.method").needs)
             trained = settings.calibration is None and any(step.stage.trains for step in context.before)
         if not reads_text or trained:  # the keys of the stages before hold the digest of the training rows
             raise_all(problems)
@@ -109,7 +109,7 @@ def _training_rows(settings: QuantizeSettings, work: Work) -> CalibrationSet | N
     from llmcompress.compress.methods.base import METHODS
     from llmcompress.data.training_text import training_calibration
 
-    if settings.calibration is not None or not METHODS.get(settings.method).needs_hessian:
+    if settings.calibration is not None or not METHODS.get(settings.method).needs:
         return None
     for finished in work.before:
         data = finished.step.stage.training_data(finished.step.settings, finished.report)

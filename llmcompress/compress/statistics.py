@@ -9,11 +9,11 @@ Shapes: T tokens, I in_features, O out_features.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 
+from llmcompress.compress.methods.base import ACCUMULATED, Need
 from llmcompress.errors import LLMCompressError
 
 HELD_OUT_SHARE = 16
@@ -82,17 +82,6 @@ class ShiftSum:
         return self.sum_II.div_(max(self.num_tokens, 1))
 
 
-def accumulate(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> tuple[torch.Tensor, int]:
-    """Mean of x x^T over the real tokens of all batches, in float32, and their number; see `HessianSum`.
-
-    inputs: [..., I] each. masks: bool, of the inputs' leading shape, False on padding; None = every token is real.
-    """
-    total = HessianSum(inputs[0].shape[-1], inputs[0].device)
-    for x, mask in zip(inputs, masks, strict=True):
-        total.add(x, mask)
-    return total.mean()
-
-
 @dataclass(frozen=True, slots=True)
 class Shifts:
     """How far the original model's input is from the one that is read, d = x_original - x, as means over tokens.
@@ -107,37 +96,40 @@ class Shifts:
 
 
 @dataclass(frozen=True, slots=True)
-class Hessians:
-    """What one input tensor says: the Hessian to solve on, and the one of tokens that the solver never sees.
+class Statistics:
+    """What calibration text says of one input tensor: everything that a method may ask for.
 
-    num_tokens: real tokens in both together. held_out_II: None where the text is too short to spare any. shifts: where
-    the original model ran beside.
+    hessian_II: mean of x x^T over the tokens that are solved on. held_out_II: the same of tokens that the solver never
+    sees, None where the text is too short to spare any. num_tokens: real tokens in both together. shifts: where the
+    original model ran beside.
     """
 
-    solve_II: torch.Tensor
-    held_out_II: torch.Tensor | None
-    num_tokens: int
+    hessian_II: torch.Tensor
+    held_out_II: torch.Tensor | None = None
+    num_tokens: int = 0
     shifts: Shifts | None = None
 
-    def cpu(self) -> Hessians:
+    def cpu(self) -> Statistics:
         """The same on the processor."""
         held_out_II = None if self.held_out_II is None else self.held_out_II.cpu()
         shifts = self.shifts and Shifts(
             self.shifts.solve_II.cpu(), self.shifts.held_out_II.cpu(), self.shifts.energy_II.cpu()
         )
-        return Hessians(self.solve_II.cpu(), held_out_II, self.num_tokens, shifts)
+        return Statistics(self.hessian_II.cpu(), held_out_II, self.num_tokens, shifts)
 
 
-class HessianSums:
-    """Both Hessians under way: the last sixteenth of every batch's tokens goes to the one held out.
+class StatisticsSums:
+    """The statistics of one input tensor under way, those that are needed and no others.
 
-    A sixteenth of a batch is whole rows wherever it has a multiple of sixteen. shifted: the original's inputs come too.
+    The last sixteenth of every batch's tokens is held out: whole rows wherever a batch has a multiple of sixteen.
+    needs: see `methods.base.Need`; with "shift" the original's inputs come too.
     """
 
-    def __init__(self, width: int, device: torch.device, shifted: bool = False) -> None:
+    def __init__(self, width: int, device: torch.device, needs: frozenset[Need] = frozenset({"hessian"})) -> None:
+        assert needs <= ACCUMULATED, f"nobody accumulates {', '.join(sorted(needs - ACCUMULATED))}"
         self.solve, self.held_out = HessianSum(width, device), HessianSum(width, device)
         self.shifts: tuple[ShiftSum, ShiftSum, HessianSum] | None = None
-        if shifted:
+        if "shift" in needs:
             self.shifts = ShiftSum(width, device), ShiftSum(width, device), HessianSum(width, device)
 
     def every(self) -> tuple[HessianSum | ShiftSum, ...]:
@@ -150,7 +142,7 @@ class HessianSums:
         return self.solve.num_tokens + self.held_out.num_tokens
 
     def add(self, x: torch.Tensor, mask: torch.Tensor | None, original: torch.Tensor | None = None) -> None:
-        """One batch; see `HessianSum.add`. original: of the shape of `x`, with `shifted` alone."""
+        """One batch; see `HessianSum.add`. original: of the shape of `x`, where shifts are needed."""
         mask_T = None if mask is None else mask.reshape(-1)
         num_tokens = x[..., 0].numel()
         cut = num_tokens - num_tokens // HELD_OUT_SHARE
@@ -169,7 +161,7 @@ class HessianSums:
                 if index == 1:
                     self.shifts[2].add(shift_TI, None)
 
-    def means(self) -> Hessians:
+    def means(self) -> Statistics:
         """What was seen. Ends the sums."""
         solve_II, num_solve = self.solve.mean()
         held_out_II, num_held_out = self.held_out.mean()
@@ -177,15 +169,7 @@ class HessianSums:
         if self.shifts and num_held_out:
             solve, held_out, energy = self.shifts
             shifts = Shifts(solve.mean(), held_out.mean(), energy.mean()[0])
-        return Hessians(solve_II, held_out_II if num_held_out else None, num_solve + num_held_out, shifts)
-
-
-def hessians(inputs: Sequence[torch.Tensor], masks: Sequence[torch.Tensor | None]) -> Hessians:
-    """Both Hessians of batches at hand; arguments as `accumulate`'s."""
-    total = HessianSums(inputs[0].shape[-1], inputs[0].device)
-    for x, mask in zip(inputs, masks, strict=True):
-        total.add(x, mask)
-    return total.means()
+        return Statistics(solve_II, held_out_II if num_held_out else None, num_solve + num_held_out, shifts)
 
 
 def damping(hessian_II: torch.Tensor, dampening_frac: float) -> float:

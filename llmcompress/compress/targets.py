@@ -1,34 +1,55 @@
-"""Which linears are quantized, on which grid; every reason why not, found before any work."""
+"""Which linears are compressed, by which scheme; every reason why not, found before any work. Free of torch.
+
+    linears of the model, or of a checkpoint's headers ──> choose ──> targets, each with its scheme
+                                                             ├──────> skipped, each with the reason
+                                                             └──────> all problems at once
+
+The run asks the model which linears there are (`model_linears`), a plan the headers (`planning.header_linears`); the
+rest is decided once, here.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from typing import TYPE_CHECKING
 
-from torch import nn
-
-from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.compress.scheme import WeightScheme
+from llmcompress.compress.scheme import Scheme, unserved
 from llmcompress.compress.settings import QuantizeSettings
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.formats.base import Format
-from llmcompress.models.blocks import DecoderLayers, is_transposed, linears
+from llmcompress.formats.base import FORMATS, Format
 from llmcompress.report import LinearRow
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from llmcompress.models.blocks import DecoderLayers
+
+OUTSIDE = "outside the decoder layers"
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
-    """One linear to quantize. name: module path. tensor: its weight's name in the checkpoint. layer: which one."""
+class Linear:
+    """One linear. name: module path. tensor: its weight's name in the checkpoint. layer: which one, None outside them.
+
+    local: path inside the layer. module_class: Linear, or Conv1D, which stores the transpose. dtype: of the stored
+    weight, in safetensors' spelling.
+    """
 
     name: str
     tensor: str
-    layer: int
+    layer: int | None
     local: str
     out_features: int
     in_features: int
-    scheme: WeightScheme
-    transposed: bool
+    module_class: str
+    dtype: str
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight is stored as [in_features, out_features]."""
+        return self.module_class == "Conv1D"
 
     @property
     def stem(self) -> str:
@@ -37,69 +58,84 @@ class Target:
 
 
 @dataclass(frozen=True, slots=True)
-class Plan:
-    """targets in model order; skipped: a row for every other linear, with the reason."""
+class Target(Linear):
+    """A linear of a decoder layer to compress, and the scheme that it becomes."""
+
+    layer: int
+    scheme: Scheme
+
+
+@dataclass(frozen=True, slots=True)
+class Targets:
+    """targets in model order; skipped: every other linear, with the reason."""
 
     targets: tuple[Target, ...]
-    skipped: tuple[LinearRow, ...]
+    skipped: tuple[tuple[Linear, str], ...]
 
     def of_layer(self, layer: int) -> list[Target]:
         """The targets of one decoder layer."""
         return [target for target in self.targets if target.layer == layer]
 
+    def skipped_rows(self) -> list[LinearRow]:
+        """What the report says of the linears that were left alone."""
+        return [
+            LinearRow(
+                name=linear.name, shape=(linear.out_features, linear.in_features), scheme=None, method=None,
+                outcome="skipped", reason=reason,
+            )
+            for linear, reason in self.skipped
+        ]  # fmt: skip
 
-def plan(
-    model: nn.Module, layers: DecoderLayers, names: Mapping[str, str], checkpoint: Checkpoint,
-    settings: QuantizeSettings, formats: Sequence[Format],
-) -> Plan:  # fmt: skip
-    """Decide over every linear of the model.
 
-    Raises: LLMCompressError, all problems together: a pattern that matches nothing, a group size that does not divide
-    a width, a linear or a mix that a requested layout cannot hold.
+def model_linears(
+    model: nn.Module, layers: DecoderLayers, names: Mapping[str, str], dtype_of: Callable[[str], str]
+) -> list[Linear]:
+    """Every linear of the model, those of the decoder layers first. names: parameter -> tensor in the checkpoint."""
+    from llmcompress.models.blocks import is_transposed, linears
+
+    def described(name: str, module: nn.Module, layer: int | None, local: str) -> Linear:
+        first, second = module._parameters["weight"].shape  # type: ignore[union-attr]
+        rows, columns = (second, first) if is_transposed(module) else (first, second)
+        kind = "Conv1D" if is_transposed(module) else "Linear"
+        tensor = names.get(f"{name}.weight", "")
+        return Linear(name, tensor, layer, local, rows, columns, kind, dtype_of(tensor) if tensor else "")
+
+    inside = [
+        described(f"{layers.name(index)}.{local}", module, index, local)
+        for index, layer in enumerate(layers.layers)
+        for local, module in linears(layer).items()
+    ]
+    seen = {linear.name for linear in inside}
+    outside = [described(name, module, None, name) for name, module in linears(model).items() if name not in seen]
+    return inside + outside
+
+
+def choose(
+    linears: Sequence[Linear], settings: QuantizeSettings, formats: Sequence[Format], model_name: str
+) -> Targets:
+    """Decide over every linear.
+
+    Raises: LLMCompressError, all problems together: a pattern that matches nothing, a scheme that the method does not
+    serve, a group size that does not divide a width, a linear that a requested layout cannot hold.
     """
-    scheme_of = _choice(settings)
-    targets: list[Target] = []
-    skipped: list[LinearRow] = []
-    for index, layer in enumerate(layers.layers):
-        for local, module in linears(layer).items():
-            name = f"{layers.name(index)}.{local}"
-            rows, columns = _shape(module)
-            if any(fnmatchcase(name, pattern) for pattern in settings.ignore):
-                skipped.append(_skipped(name, rows, columns, "ignored on request"))
-                continue
-            tensor = names[f"{name}.weight"]
-            transposed = is_transposed(module)
-            targets.append(Target(name, tensor, index, local, rows, columns, scheme_of(name), transposed))
-    inside = {row.name for row in skipped} | {target.name for target in targets}
-    for name, module in model.named_modules():
-        if name not in inside and (isinstance(module, nn.Linear) or is_transposed(module)):
-            skipped.append(_skipped(name, *_shape(module), "outside the decoder layers"))
-    raise_all(_pattern_problems(settings, [*inside, *(row.name for row in skipped)]))
-    if not targets:
-        raise LLMCompressError(
-            f"{checkpoint.name}: no linear is left to quantize", "drop some of the --ignore patterns"
-        )
-    raise_all(_group_problems(targets) or _format_problems(targets, formats))
-    return Plan(tuple(targets), tuple(skipped))
-
-
-def _choice(settings: QuantizeSettings) -> Callable[[str], WeightScheme]:
     default = settings.weight_scheme()
     overrides = [(override.pattern, settings.override_scheme(override)) for override in settings.overrides]
-
-    def scheme_of(name: str) -> WeightScheme:
-        return next((scheme for pattern, scheme in overrides if fnmatchcase(name, pattern)), default)
-
-    return scheme_of
-
-
-def _shape(module: nn.Module) -> tuple[int, int]:
-    first, second = module._parameters["weight"].shape  # type: ignore[union-attr]
-    return (second, first) if is_transposed(module) else (first, second)
-
-
-def _skipped(name: str, rows: int, columns: int, reason: str) -> LinearRow:
-    return LinearRow(name=name, shape=(rows, columns), scheme=None, method=None, outcome="skipped", reason=reason)
+    targets: list[Target] = []
+    skipped: list[tuple[Linear, str]] = []
+    for linear in linears:
+        if linear.layer is None:
+            skipped.append((linear, OUTSIDE))
+        elif any(fnmatchcase(linear.name, pattern) for pattern in settings.ignore):
+            skipped.append((linear, "ignored on request"))
+        else:
+            scheme = next((scheme for pattern, scheme in overrides if fnmatchcase(linear.name, pattern)), default)
+            targets.append(Target(**asdict(linear), scheme=scheme))
+    raise_all(_pattern_problems(settings, [linear.name for linear in linears]))
+    if not targets:
+        raise LLMCompressError(f"{model_name}: no linear is left to quantize", "drop some of the --ignore patterns")
+    raise_all(_method_problems(settings, {target.scheme: target for target in targets}))
+    raise_all(_group_problems(targets) or _format_problems(targets, formats))
+    return Targets(tuple(targets), tuple(skipped))
 
 
 def _pattern_problems(settings: QuantizeSettings, names: Sequence[str]) -> list[LLMCompressError]:
@@ -114,45 +150,67 @@ def _pattern_problems(settings: QuantizeSettings, names: Sequence[str]) -> list[
     ]
 
 
+def _method_problems(settings: QuantizeSettings, schemes: Mapping[Scheme, Target]) -> list[LLMCompressError]:
+    method, _ = settings.solver()
+    reasons = [unserved(scheme, method.makes, f"method {method.name}") for scheme in schemes]
+    return [LLMCompressError(reason) for reason in reasons if reason]
+
+
 def _group_problems(targets: Sequence[Target]) -> list[LLMCompressError]:
-    problems: dict[tuple[int, int], list[str]] = {}
+    by_width: dict[tuple[int, int], list[str]] = {}
     for target in targets:
-        group = target.scheme.group_width(target.in_features)
+        if target.scheme.weights is None:
+            continue
+        group = target.scheme.weights.group_width(target.in_features)
         if target.in_features % group:
-            problems.setdefault((group, target.in_features), []).append(target.name)
-    found = []
-    for (group, width), names in problems.items():
+            by_width.setdefault((group, target.in_features), []).append(target.name)
+    problems = []
+    for (group, width), names in by_width.items():
         fits = [str(size) for size in (128, 64, 32) if width % size == 0]
         ways = f"--group-size {' or '.join(fits)}, or -1 for one scale per row" if fits else "--group-size -1"
-        found.append(
+        problems.append(
             LLMCompressError(
-                f"group size {group} does not divide the {width} in_features of {_some(names)}",
+                f"group size {group} does not divide the {width} in_features of {_first_of(names)}",
                 f"use {ways}, or leave them out: --ignore {_pattern(names)!r}",
             )
         )
-    return found
+    return problems
 
 
 def _format_problems(targets: Sequence[Target], formats: Sequence[Format]) -> list[LLMCompressError]:
-    found = []
+    problems = []
     for format in formats:
         reasons: dict[str, list[str]] = {}
         for target in targets:
             reason = format.refuses(target.scheme, target.out_features, target.in_features)
-            if reason is None and target.transposed and format.name == "compressed_tensors":
-                reason = "GPT-2's Conv1D is not a torch Linear, which is all that compressed-tensors replaces"
+            if reason is None and target.module_class not in format.module_classes:
+                reason = (
+                    f"its loader replaces {' and '.join(sorted(format.module_classes))}, not {target.module_class} "
+                    f"(GPT-2's, which stores the transpose); write {' or '.join(_holders(target)) or 'none: ignore it'}"
+                )
             if reason:
                 reasons.setdefault(reason, []).append(target.name)
         for reason, names in reasons.items():
             hint = None if len(names) == len(targets) else f"or leave them out: --ignore {_pattern(names)!r}"
-            found.append(LLMCompressError(f"format {format.name}: {reason} ({_some(names)})", hint))
-    return found
+            problems.append(LLMCompressError(f"format {format.name}: {reason} ({_first_of(names)})", hint))
+    return problems
 
 
-def _some(names: Sequence[str]) -> str:
+def _holders(target: Target) -> list[str]:
+    """The layouts that take this very linear."""
+    return [
+        format.name
+        for format in FORMATS
+        if target.module_class in format.module_classes
+        and format.refuses(target.scheme, target.out_features, target.in_features) is None
+    ]
+
+
+def _first_of(names: Sequence[str]) -> str:
     return names[0] if len(names) == 1 else f"{names[0]} and {len(names) - 1} more"
 
 
 def _pattern(names: Sequence[str]) -> str:
-    kinds = {name.rsplit(".", 1)[-1] for name in names}
-    return f"*.{kinds.pop()}" if len(kinds) == 1 else names[0]
+    """A pattern that covers all of `names` where they end alike, else the first one."""
+    leaves = {name.rsplit(".", 1)[-1] for name in names}
+    return f"*.{leaves.pop()}" if len(leaves) == 1 else names[0]

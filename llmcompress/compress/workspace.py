@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from llmcompress.checkpoint.tensors import StoredTensor, read_header
+from llmcompress.checkpoint.tensors import TensorFiles
 from llmcompress.report import LinearRow, Tuning
 
 
@@ -85,9 +85,9 @@ class Workspace:
         text = json.dumps([row.model_dump() for row in rows])
         _write_whole(self.layer_file(layer, "json", tuned), text.encode())
 
-    def packed(self, layers: Sequence[int], format: str) -> list[StoredTensor]:
+    def packed(self, layers: Sequence[int], format: str) -> TensorFiles:
         """The packed tensors of finished layers, where they lie."""
-        return [t for layer in layers for t in read_header(self.layer_file(layer, format)).values()]
+        return TensorFiles.open([self.layer_file(layer, format) for layer in layers])
 
     def discard(self) -> None:
         """Remove everything."""

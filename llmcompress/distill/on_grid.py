@@ -41,13 +41,13 @@ def start_OI(quantized: QuantizedWeight, original_OI: torch.Tensor | None) -> to
 def codes_of(master_OI: torch.Tensor, quantized: QuantizedWeight) -> torch.Tensor:
     """The nearest codes of a weight on the scales of `quantized`, uint8 [O, I]."""
     scales = Scales(quantized.scale_OG, quantized.zero_point_OG, quantized.nested)
-    return nearest_codes(master_OI, scales, quantized.scheme)
+    return nearest_codes(master_OI, scales, quantized.grid)
 
 
 def with_codes(quantized: QuantizedWeight, codes_OI: torch.Tensor) -> QuantizedWeight:
     """The same grid with other codes."""
     return QuantizedWeight(
-        codes_OI, quantized.scale_OG, quantized.zero_point_OG, quantized.codebook, quantized.scheme, quantized.nested
+        codes_OI, quantized.scale_OG, quantized.zero_point_OG, quantized.codebook, quantized.grid, quantized.nested
     )
 
 

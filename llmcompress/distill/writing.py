@@ -21,7 +21,7 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import read_header, torch_dtype
 from llmcompress.checkpoint.tokenizer import side_files
 from llmcompress.checkpoint.writer import plain_output, write_shards
-from llmcompress.compress.roundtrip import unpack_row
+from llmcompress.compress.roundtrip import unpack_codes
 from llmcompress.console import quiet
 from llmcompress.distill.on_grid import OnGrid, trained_codes, with_codes
 from llmcompress.formats.base import FORMATS
@@ -76,7 +76,7 @@ def write_on_grid(
             continue
         grid = grids[row.name]
         codes_OI = trained_codes(model.get_submodule(row.name), grid).cpu()
-        before = unpack_row(student, row, format)
+        before = unpack_codes(student, row, format)
         changed, total = changed + int((codes_OI != before.codes_OI).sum()), total + codes_OI.numel()
         weight = with_codes(before, codes_OI)
         replaced |= {f"{row.stem}.{suffix}": one for suffix, one in format.pack(weight, dtype).items()}
@@ -115,7 +115,7 @@ def grid_linears(model: nn.Module, student: Checkpoint) -> dict[str, Any]:
     report = RunReport.load(student.folder)
     assert report.output is not None
     format = FORMATS.get(report.output.format)
-    return {row.name: unpack_row(student, row, format) for row in report.linears if row.outcome != "skipped"}
+    return {row.name: unpack_codes(student, row, format) for row in report.linears if row.outcome != "skipped"}
 
 
 def count_parameters(model: nn.Module) -> int:

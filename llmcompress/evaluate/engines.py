@@ -26,6 +26,7 @@ from safetensors import SafetensorError
 from llmcompress.console import quiet
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate import adapted
+from llmcompress.formats.base import Format, by_quant_method
 from llmcompress.models.device import best
 
 if TYPE_CHECKING:
@@ -33,17 +34,6 @@ if TYPE_CHECKING:
 
 Choice = Literal["auto", "native", "dequantized"]
 
-PACKAGES: dict[str, tuple[tuple[str, str], ...]] = {
-    "compressed-tensors": (("compressed_tensors", "compressed-tensors"),),
-    "bitsandbytes": (("bitsandbytes", "bitsandbytes"),),
-    "gptq": (("optimum", "optimum"), ("gptqmodel", "GPTQModel")),
-}
-"""quant_method -> the packages (import name, distribution) that transformers needs for it."""
-NATIVE_NOTES = {
-    "compressed-tensors": "read by the engine's own code, which unpacks to dense weights where it has no kernel",
-    "bitsandbytes": "the engine's own kernels on the packed weights",
-    "gptq": "the engine's own kernels on the packed weights",
-}
 PROBE_TOKENS = 8
 LOADING_ERRORS = (
     ImportError,
@@ -127,11 +117,12 @@ def load(folder: Path, choice: Choice = "auto", trust_remote_code: bool = False)
         except LOADING_ERRORS as error:
             raise LLMCompressError(f"{folder}: transformers cannot load it ({_first_line(error)})") from error
         return _loaded(model, tokenizer, "transformers", "plain weights, as stored")
+    format = by_quant_method(method)
     reason = "asked for" if choice == "dequantized" else _missing(method)
-    if reason is None:
+    if reason is None and format is not None:
         found = _native(folder, method, trust_remote_code)
         if not isinstance(found, str):
-            return _loaded(found, tokenizer, _engine_name(method), NATIVE_NOTES[method])
+            return _loaded(found, tokenizer, _engine_name(format), format.kernels)
         reason = found
     if choice == "native":
         raise LLMCompressError(f"{folder}: cannot be run by {method}'s own kernels: {reason}", "use --engine auto")
@@ -145,9 +136,10 @@ def unavailable(folder: Path) -> str | None:
 
 
 def _missing(method: str) -> str | None:
-    if method not in PACKAGES:
+    format = by_quant_method(method)
+    if format is None:
         return f"no engine for quant_method {method!r} is known here"
-    lacking = [distribution for module, distribution in PACKAGES[method] if find_spec(module) is None]
+    lacking = [package.distribution for package in format.packages if find_spec(package.module) is None]
     verb = "is" if len(lacking) == 1 else "are"
     return f"{' and '.join(lacking)} {verb} not installed" if lacking else None
 
@@ -220,8 +212,8 @@ def _loaded(model: Any, tokenizer: Any, engine: str, note: str) -> Loaded:
     return Loaded(model, tokenizer, f"{engine} {version('transformers')}", note, str(model.device), dtype)
 
 
-def _engine_name(method: str) -> str:
-    names = [f"{distribution} {version(distribution)}" for _, distribution in PACKAGES[method]]
+def _engine_name(format: Format) -> str:
+    names = [f"{package.distribution} {version(package.distribution)}" for package in format.packages]
     return " + ".join([*names, "transformers"])
 
 

@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.compress.scheme import WeightScheme, preset
+from llmcompress.compress.scheme import Scheme, preset
 from llmcompress.console import quiet
 from llmcompress.distributed import sharded
 from llmcompress.errors import LLMCompressError, raise_all
@@ -38,7 +38,7 @@ class BasePlan:
 
     nf4: bool
     stored: bool = False
-    scheme: WeightScheme | None = None
+    scheme: Scheme | None = None
     linears: tuple[str, ...] = ()
     kept: dict[str, str] = field(default_factory=dict)
 
@@ -110,7 +110,7 @@ def load_base(source: Checkpoint, plan: BasePlan, precision: str = "auto") -> nn
         extra["quantization_config"] = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
-            bnb_4bit_use_double_quant=plan.scheme.double_quant,
+            bnb_4bit_use_double_quant=plan.scheme.grid.double_quant,
             bnb_4bit_compute_dtype=dtype,
             llm_int8_skip_modules=skipped,
         )

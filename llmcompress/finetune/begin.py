@@ -17,7 +17,7 @@ from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.compress.methods.base import METHODS
-from llmcompress.compress.scheme import WeightScheme
+from llmcompress.compress.scheme import Scheme
 from llmcompress.console import Progress
 from llmcompress.data.examples import Example, collate
 from llmcompress.errors import LLMCompressError
@@ -66,7 +66,7 @@ def first_factors(
     return factors
 
 
-def quantized_weight(source: Checkpoint, scheme: WeightScheme | None) -> Callable[[str], torch.Tensor]:
+def quantized_weight(source: Checkpoint, scheme: Scheme | None) -> Callable[[str], torch.Tensor]:
     """A function from a tensor's name to the NF4 values that it has on the base, [O, I] float32."""
     assert scheme is not None, "a base that is not quantized has no NF4 values"
     rtn = METHODS.get("rtn")

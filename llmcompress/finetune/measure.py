@@ -27,8 +27,7 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tokenizer import load_tokenizer
 from llmcompress.compress.dequantized import load_dequantized
 from llmcompress.compress.methods.base import METHODS
-from llmcompress.compress.roundtrip import unpack_row
-from llmcompress.compress.scheme import WeightScheme
+from llmcompress.compress.roundtrip import row_scheme, unpack_row
 from llmcompress.console import Progress, Silent
 from llmcompress.data.examples import Example, load_examples
 from llmcompress.errors import LLMCompressError
@@ -158,9 +157,7 @@ def _updates(plan: Plan, report: RunReport) -> Iterator[tuple[LinearRow, torch.T
 def _rounded(weight_OI: torch.Tensor, row: LinearRow) -> torch.Tensor:
     """The weight by plain rounding on the grid of a row, [O, I] float32."""
     rtn = METHODS.get("rtn")
-    assert row.grid is not None, "a skipped linear has no grid"
-    scheme = WeightScheme(**row.grid)  # type: ignore[arg-type]
-    return rtn.solve(weight_OI.float().contiguous(), None, scheme, torch.float32, rtn.settings()).dequantize()
+    return rtn.solve(weight_OI.float().contiguous(), None, row_scheme(row), torch.float32, rtn.settings()).dequantize()
 
 
 def _divergences(

@@ -263,7 +263,7 @@ def _part(job: _Job, adapted: Any, training: Training, losses: _Losses) -> Finet
         base=job.source.name,
         base_identity=job.source.identity(),
         base_weights="stored nf4" if plan.stored else "nf4" if plan.nf4 else "full",
-        double_quant=bool(plan.scheme and plan.scheme.double_quant),
+        double_quant=bool(plan.scheme and plan.scheme.grid.double_quant),
         kept_full=plan.kept,
         compute_dtype=str(compute_dtype(settings.training.precision)).removeprefix("torch."),
         init=settings.init,

@@ -16,10 +16,14 @@ bitsandbytes packs two codes a byte the other way round: the earlier code in the
 
 from __future__ import annotations
 
-import torch
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
 
 WORD_BITS = 32
 BYTE_BITS = 8
+WORD_BYTES = 4
 
 
 def num_words(num_codes: int, num_bits: int) -> int:
@@ -34,9 +38,12 @@ def num_words(num_codes: int, num_bits: int) -> int:
 def pack_words(codes: torch.Tensor, num_bits: int, axis: int = -1) -> torch.Tensor:
     """Codes [.., n, ..] (uint8) to int32 words [.., num_words(n, num_bits), ..] along `axis`, little end first.
 
+    >>> import torch
     >>> [hex(word) for word in pack_words(torch.arange(8, dtype=torch.uint8), 4).tolist()]
     ['0x76543210']
     """
+    import torch
+
     _check_range(codes, num_bits)
     rows = codes.movedim(axis, -1)
     num_codes = rows.shape[-1]
@@ -55,9 +62,12 @@ def pack_words(codes: torch.Tensor, num_bits: int, axis: int = -1) -> torch.Tens
 def unpack_words(words: torch.Tensor, num_bits: int, num_codes: int, axis: int = -1) -> torch.Tensor:
     """The inverse of `pack_words`: int32 words to uint8 codes, `num_codes` of them along `axis`.
 
+    >>> import torch
     >>> unpack_words(torch.tensor([0x76543210], dtype=torch.int32), 4, 8).tolist()
     [0, 1, 2, 3, 4, 5, 6, 7]
     """
+    import torch
+
     assert words.dtype == torch.int32, f"words are int32, got {words.dtype}"
     rows = words.movedim(axis, -1)
     rows = torch.nn.functional.pad(rows, (0, -rows.shape[-1] % num_bits)).clone(memory_format=torch.contiguous_format)
@@ -75,6 +85,7 @@ def unpack_words(words: torch.Tensor, num_bits: int, num_codes: int, axis: int =
 def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
     """4-bit codes (uint8, an even number of them, row-major) to bytes [n / 2]: the earlier code in the high half.
 
+    >>> import torch
     >>> [hex(byte) for byte in pack_nibbles(torch.tensor([1, 2, 15, 0], dtype=torch.uint8)).tolist()]
     ['0x12', '0xf0']
     """
@@ -86,14 +97,19 @@ def pack_nibbles(codes: torch.Tensor) -> torch.Tensor:
 def unpack_nibbles(packed: torch.Tensor) -> torch.Tensor:
     """The inverse of `pack_nibbles`: bytes to twice as many codes, flat.
 
+    >>> import torch
     >>> unpack_nibbles(torch.tensor([0x12], dtype=torch.uint8)).tolist()
     [1, 2]
     """
+    import torch
+
     flat = packed.reshape(-1)
     return torch.stack((flat >> 4, flat & 0xF), dim=-1).reshape(-1)
 
 
 def _check_range(codes: torch.Tensor, num_bits: int) -> None:
     """A code too wide would spill into its neighbours without a trace, so it must not pass."""
+    import torch
+
     assert codes.dtype == torch.uint8, f"codes are uint8, got {codes.dtype}"
     assert codes.numel() == 0 or int(codes.max()) < 1 << num_bits, f"a code does not fit into {num_bits} bits"

@@ -19,17 +19,28 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
-
-from llmcompress.compress.scheme import WeightScheme
-from llmcompress.compress.weight import QuantizedWeight
+from llmcompress.checkpoint.tensors import DTYPE_BYTES
+from llmcompress.compress.scheme import Scheme, WeightGrid
 from llmcompress.errors import LLMCompressError
-from llmcompress.formats.base import Layout
-from llmcompress.formats.bitpack import num_words, pack_words, unpack_words
-from llmcompress.formats.checks import cast_exactly, group_refusal, nothing_quantized, take
+from llmcompress.formats.base import (
+    DeclaredGrid,
+    Layout,
+    Package,
+    cast_exactly,
+    integer_grid_refusal,
+    nothing_compressed,
+    take,
+)
+from llmcompress.formats.bitpack import WORD_BITS, WORD_BYTES, num_words, pack_words, unpack_words
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmcompress.checkpoint.tensors import StoredTensor
+    from llmcompress.compress.weight import CompressedWeight, QuantizedWeight
 
 
 class CompressedTensors:
@@ -38,89 +49,138 @@ class CompressedTensors:
     name = "compressed_tensors"
     summary = "pack-quantized int2, int3, int4, int8, symmetric or not"
     readers: Mapping[str, str] = {"transformers + compressed-tensors": "tested", "vLLM": "by its source"}
+    quant_method = "compressed-tensors"
+    packages = (Package("compressed_tensors", "compressed-tensors"),)
+    kernels = "read by the engine's own code, which unpacks to dense weights where it has no kernel"
+    module_classes = frozenset({"Linear"})
+    marker = "weight_packed"
+    groups: tuple[str, int] | None = ("weight_scale", 1)
 
-    def refuses(self, scheme: WeightScheme, out_features: int, in_features: int) -> str | None:
+    def is_default_for(self, scheme: Scheme) -> bool:
+        """Every integer grid: one package beside transformers runs it."""
+        return scheme.parts == {"weights"} and not scheme.grid.codebook
+
+    def refuses(self, scheme: Scheme, out_features: int, in_features: int) -> str | None:
         """Why the layout cannot hold such a linear, or None."""
-        if scheme.codebook:
-            return f"compressed_tensors holds integer grids, not {scheme.codebook}; write bitsandbytes"
-        return group_refusal(scheme, in_features) or _unreadable(scheme, out_features, in_features)
+        return integer_grid_refusal(scheme, in_features, self.name) or _unreadable(
+            scheme.grid, out_features, in_features
+        )
 
     def refuses_layout(self, layout: Layout) -> str | None:
         """Why no reader would see this mix as it is meant, or None. Symmetric schemes mix freely."""
         schemes = set(layout.schemes.values())
-        if len(schemes) > 1 and not all(scheme.symmetric for scheme in schemes):
+        if len(schemes) > 1 and not all(scheme.grid.symmetric for scheme in schemes):
             labels = " and ".join(sorted(scheme.label() for scheme in schemes))
             return (
                 f"transformers cannot load asymmetric linears beside others ({labels}); "
                 "choose symmetric schemes, or one asymmetric scheme for all"
             )
-        return nothing_quantized(layout.schemes)
+        return nothing_compressed(layout.schemes)
 
-    def pack(self, weight: QuantizedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    def packed_bytes(self, scheme: Scheme, out_features: int, in_features: int, dtype: str) -> int:
+        """Words of codes, scales in `dtype`, the shape, and words of zero points where the scheme has its own."""
+        grid = scheme.grid
+        groups = grid.num_groups(in_features)
+        codes = num_words(in_features, grid.num_bits) * WORD_BYTES * out_features
+        zeros = 0 if grid.symmetric else num_words(out_features, grid.num_bits) * WORD_BYTES * groups
+        return codes + out_features * groups * DTYPE_BYTES[dtype] + zeros + 2 * DTYPE_BYTES["I64"]
+
+    def pack(self, weight: CompressedWeight, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The packed codes, the scales in `dtype`, the shape and, where asymmetric, the packed zero points.
 
         Raises: LLMCompressError when a scale is not a value of `dtype`.
         """
-        num_bits, zero = weight.scheme.num_bits, weight.zero_point_OG
+        import torch
+
+        from llmcompress.compress.weight import QuantizedWeight
+
+        assert isinstance(weight, QuantizedWeight), "compressed_tensors holds codes"
+        num_bits, zero = weight.grid.num_bits, weight.zero_point_OG
         assert zero is not None, "compressed_tensors holds integer grids"
         tensors = {
             "weight_packed": pack_words(weight.codes_OI, num_bits),
             "weight_scale": cast_exactly(weight.scale_OG, dtype, self.name),
             "weight_shape": torch.tensor(weight.codes_OI.shape, dtype=torch.int64),
         }
-        if weight.scheme.symmetric:
+        if weight.grid.symmetric:
             assert bool((zero == 1 << (num_bits - 1)).all()), "a symmetric zero point lies at mid-range"
         else:
             tensors["weight_zero_point"] = pack_words(zero, num_bits, axis=0)
         return tensors
 
     def unpack(
-        self, tensors: Mapping[str, torch.Tensor], scheme: WeightScheme, out_features: int, in_features: int
+        self, tensors: Mapping[str, torch.Tensor], scheme: Scheme, out_features: int, in_features: int
     ) -> QuantizedWeight:
         """The weight that these tensors hold. Raises: LLMCompressError for a missing or misshapen tensor."""
-        num_bits, groups = scheme.num_bits, scheme.num_groups(in_features)
+        import torch
+
+        from llmcompress.compress.weight import QuantizedWeight
+
+        grid = scheme.grid
+        num_bits, groups = grid.num_bits, grid.num_groups(in_features)
         packed = take(tensors, "weight_packed", torch.int32, (out_features, num_words(in_features, num_bits)))
         scale = take(tensors, "weight_scale", None, (out_features, groups))
         shape = take(tensors, "weight_shape", torch.int64, (2,)).tolist()
         if shape != [out_features, in_features]:
             raise LLMCompressError(f"tensor weight_shape says {shape}, expected {[out_features, in_features]}")
-        if scheme.symmetric:
+        if grid.symmetric:
             zero = torch.full((out_features, groups), 1 << (num_bits - 1), dtype=torch.uint8, device=packed.device)
         else:
             words = take(tensors, "weight_zero_point", torch.int32, (num_words(out_features, num_bits), groups))
             zero = unpack_words(words, num_bits, out_features, axis=0)
         codes = unpack_words(packed, num_bits, in_features)
-        return QuantizedWeight(codes, scale.to(torch.float32, copy=True), zero, None, scheme)
+        return QuantizedWeight(codes, scale.to(torch.float32, copy=True), zero, None, grid)
 
-    def suffixes(self, scheme: WeightScheme) -> tuple[str, ...]:
+    def suffixes(self, scheme: Scheme) -> tuple[str, ...]:
         """The local names; zero points only where the scheme has its own."""
         names = ("weight_packed", "weight_scale", "weight_shape")
-        return names if scheme.symmetric else (*names, "weight_zero_point")
+        return names if scheme.grid.symmetric else (*names, "weight_zero_point")
 
     def quantization_config(self, layout: Layout) -> dict[str, Any]:
         """The object of config.json: a config group per scheme, and the skipped linears by name."""
+        static = layout.knobs.get("actorder") == "static"
         groups = {
-            f"group_{index}": {"targets": targets, "weights": _arguments(scheme, layout.actorder)}
+            f"group_{index}": {"targets": targets, "weights": _arguments(scheme.grid, static)}
             for index, (scheme, targets) in enumerate(_targets(layout.schemes).items())
         }
         config: dict[str, Any] = {
-            "quant_method": "compressed-tensors",
+            "quant_method": self.quant_method,
             "format": "pack-quantized",
             "quantization_status": "compressed",
             "config_groups": groups,
             "ignore": list(layout.skipped),
         }
-        symmetric = all(scheme.symmetric for scheme in layout.schemes.values())
+        symmetric = all(scheme.grid.symmetric for scheme in layout.schemes.values())
         return config if symmetric else config | {"dequantize": True}
 
     def extra_files(self, layout: Layout) -> dict[str, str]:
         """None: engines read config.json."""
         return {}
 
+    def declared(self, config: Mapping[str, Any]) -> list[DeclaredGrid]:
+        """One grid per config group."""
+        weights = [(group or {}).get("weights") or {} for group in (config.get("config_groups") or {}).values()]
+        return [
+            DeclaredGrid(
+                declared.get("num_bits"),
+                declared.get("group_size") or -1,
+                declared.get("symmetric", True),
+                declared.get("actorder"),
+            )
+            for declared in weights
+        ]
 
-def _unreadable(scheme: WeightScheme, out_features: int, in_features: int) -> str | None:
+    def packed_shape(self, marker: StoredTensor, grids: Sequence[DeclaredGrid]) -> tuple[int, int] | None:
+        """From the words of codes; not where a word may be partly filled: the width is in a tensor then."""
+        bits = grids[0].width if len(grids) == 1 else None
+        if bits is None or len(marker.shape) != 2 or WORD_BITS % bits:
+            return None
+        return marker.shape[0], marker.shape[1] * WORD_BITS // bits
+
+
+def _unreadable(grid: WeightGrid, out_features: int, in_features: int) -> str | None:
     """4-bit zero points in a single word per group, which compressed-tensors 0.20 fails to unpack."""
-    if scheme.num_bits == 4 and not scheme.symmetric and out_features <= 8 and scheme.num_groups(in_features) > 1:
+    if grid.num_bits == 4 and not grid.symmetric and out_features <= 8 and grid.num_groups(in_features) > 1:
         return (
             f"compressed-tensors cannot read 4-bit zero points of {out_features} out_features (it needs more than 8); "
             "ignore this linear or choose a symmetric scheme"
@@ -128,17 +188,17 @@ def _unreadable(scheme: WeightScheme, out_features: int, in_features: int) -> st
     return None
 
 
-def _arguments(scheme: WeightScheme, actorder: str) -> dict[str, Any]:
-    """The engine's description of one scheme. Static activation order leaves no trace in the file; its name is
+def _arguments(grid: WeightGrid, static_actorder: bool) -> dict[str, Any]:
+    """The engine's description of one grid. Static activation order leaves no trace in the file; its name is
     recorded for groups only, as readers refuse it for rows."""
-    arguments: dict[str, Any] = {"num_bits": scheme.num_bits, "type": "int", "symmetric": scheme.symmetric}
-    if scheme.group_size == -1:
+    arguments: dict[str, Any] = {"num_bits": grid.num_bits, "type": "int", "symmetric": grid.symmetric}
+    if grid.group_size == -1:
         return arguments | {"strategy": "channel"}
-    arguments |= {"strategy": "group", "group_size": scheme.group_size}
-    return arguments | ({"actorder": "static"} if actorder == "static" else {})
+    arguments |= {"strategy": "group", "group_size": grid.group_size}
+    return arguments | ({"actorder": "static"} if static_actorder else {})
 
 
-def _targets(schemes: Mapping[str, WeightScheme]) -> dict[WeightScheme, list[str]]:
+def _targets(schemes: Mapping[str, Scheme]) -> dict[Scheme, list[str]]:
     """Which linears each scheme covers, in as few words as are exact.
 
     One scheme: the class name. Several: a pattern over the numbers in a path where all linears of that pattern agree,
@@ -146,10 +206,10 @@ def _targets(schemes: Mapping[str, WeightScheme]) -> dict[WeightScheme, list[str
     """
     if len(set(schemes.values())) == 1:
         return {next(iter(schemes.values())): ["Linear"]}
-    by_pattern: dict[str, dict[str, WeightScheme]] = defaultdict(dict)
+    by_pattern: dict[str, dict[str, Scheme]] = defaultdict(dict)
     for name, scheme in schemes.items():
         by_pattern[_pattern(name)][name] = scheme
-    targets: dict[WeightScheme, list[str]] = defaultdict(list)
+    targets: dict[Scheme, list[str]] = defaultdict(list)
     for pattern, members in by_pattern.items():
         agreed = len(set(members.values())) == 1 and len(members) > 1
         for name, scheme in members.items():

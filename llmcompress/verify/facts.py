@@ -19,19 +19,13 @@ from typing import Any
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import StoredTensor
+from llmcompress.formats.base import FORMATS, DeclaredGrid, Format, by_quant_method, declared_grids
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Linears of one parent that engines fuse into one."""
 NONE = "none"
-PACKED = {
-    "qweight": "gptq",
-    "weight_packed": "compressed-tensors",
-    "weight.quant_state.bitsandbytes__nf4": "bitsandbytes",
-}
-"""What a packed linear's tensor ends in -> its layout."""
 _ENCODER = re.compile(r"Model$|For(MaskedLM|SequenceClassification|TokenClassification|QuestionAnswering)$")
 """Architectures that write no text, by transformers' naming."""
-_WORD_BITS = 32
 _COMPARED = ("bits", "group_size", "sym", "desc_act")
 
 
@@ -50,24 +44,29 @@ class Facts:
 def facts(checkpoint: Checkpoint) -> Facts:
     """The facts of a checkpoint."""
     declared = checkpoint.config.get("quantization_config") or {}
-    schemes = _schemes(declared)
+    layout = by_quant_method(str(declared.get("quant_method")))
+    grids = layout.declared(declared) if layout else declared_grids(declared)
     packed = _packed(checkpoint.stored)
     shapes = {
-        linear: shape for linear, suffix in packed.items() if (shape := _shape(checkpoint, linear, suffix, schemes))
+        linear: shape
+        for linear, format in packed.items()
+        if (shape := format.packed_shape(checkpoint.stored[f"{linear}.{format.marker}"], grids))
     }
     plain = {name.removesuffix(".weight") for name in checkpoint.stored if name.endswith(".weight")}
     dense = {name for name in plain - packed.keys() if len(checkpoint.stored[f"{name}.weight"].shape) == 2}
     tied = checkpoint.config.get("tie_word_embeddings") is True
     return Facts(
-        _declared_facts(declared, schemes, checkpoint.folder)
+        _declared_facts(declared, grids, checkpoint.folder)
         | {
             "decoder": not any(_ENCODER.search(str(one)) for one in checkpoint.config.get("architectures") or []),
             "packed": sorted(packed),
-            "doubled": sorted(name for name, suffix in packed.items() if name in plain and suffix[:7] != "weight."),
+            "doubled": sorted(
+                name for name, format in packed.items() if name in plain and not format.marker.startswith("weight.")
+            ),
             "in_features": {linear: shape[1] for linear, shape in shapes.items()},
             "out_features": {linear: shape[0] for linear, shape in shapes.items()},
-            "ragged": _ragged(shapes, schemes),
-            "groups_differ": _groups_differ(checkpoint.stored, shapes, schemes),
+            "ragged": _ragged(shapes, grids),
+            "groups_differ": _groups_differ(checkpoint.stored, packed, shapes, grids),
             "missing_g_idx": sorted(name for name in packed if f"{name}.g_idx" not in checkpoint.stored),
             "fused_mixed": _fused_mixed(packed, dense),
             "experts_mixed": _experts_mixed(packed, dense),
@@ -77,46 +76,24 @@ def facts(checkpoint: Checkpoint) -> Facts:
     )
 
 
-def _schemes(declared: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """The grids that a quantization_config declares, in one spelling whatever its layout."""
-    if declared.get("quant_method") == "compressed-tensors":
-        groups = declared.get("config_groups") or {}
-        weights = [(group or {}).get("weights") or {} for group in groups.values()]
-        return [
-            {
-                "bits": one.get("num_bits"),
-                "group_size": one.get("group_size") or -1,
-                "sym": one.get("symmetric", True),
-                "actorder": one.get("actorder"),
-            }
-            for one in weights
-        ]
-    keys = ("bits", "group_size", "sym")
-    return [{key: declared[key] for key in keys if key in declared}] if "bits" in declared else []
-
-
-def _declared_facts(declared: Mapping[str, Any], schemes: list[dict[str, Any]], folder: Path) -> dict[str, Any]:
+def _declared_facts(declared: Mapping[str, Any], grids: list[DeclaredGrid], folder: Path) -> dict[str, Any]:
     damp = declared.get("damp_percent")
     return {
         "quant_method": declared.get("quant_method") or NONE if declared else NONE,
         "keys": sorted(declared),
         "checkpoint_format": declared.get("checkpoint_format"),
         "format": declared.get("format"),
-        "bits": [one.get("bits") for one in schemes],
-        "sym": [one.get("sym") for one in schemes],
-        "bits_sym": {f"{bits} bits, sym {sym}": [bits, sym] for bits, sym in _pairs(schemes)},
-        "group_size": [one.get("group_size") for one in schemes],
-        "actorder": [one.get("actorder") for one in schemes],
+        "bits": [grid.num_bits for grid in grids],
+        "sym": [grid.symmetric for grid in grids],
+        "bits_sym": {f"{grid.num_bits} bits, sym {grid.symmetric}": [grid.num_bits, grid.symmetric] for grid in grids},
+        "group_size": [grid.group_size for grid in grids],
+        "actorder": [grid.actorder for grid in grids],
         "desc_act": bool(declared.get("desc_act")),
         "lm_head": declared.get("lm_head"),
         "dynamic": bool(declared.get("dynamic")),
         "damp_in_range": damp is None or 0 < damp < 1,
         "config_differs": _config_differs(declared, folder),
     }
-
-
-def _pairs(schemes: list[dict[str, Any]]) -> list[tuple[Any, Any]]:
-    return [(one.get("bits"), one.get("sym")) for one in schemes]
 
 
 def _config_differs(declared: Mapping[str, Any], folder: Path) -> list[str]:
@@ -131,64 +108,42 @@ def _config_differs(declared: Mapping[str, Any], folder: Path) -> list[str]:
     return [key for key in _COMPARED if key in other and other[key] != declared.get(key)]
 
 
-def _packed(stored: Iterable[str]) -> dict[str, str]:
-    """Packed linear -> the suffix of the tensor that holds its codes (or, for bitsandbytes, its shape)."""
-    found = {}
-    for name in stored:
-        for suffix in PACKED:
-            if name.endswith(f".{suffix}"):
-                found[name.removesuffix(f".{suffix}")] = suffix
-    return found
+def _packed(stored: Iterable[str]) -> dict[str, Format]:
+    """Packed linear -> the layout whose marker it has."""
+    return {
+        name.removesuffix(f".{format.marker}"): format
+        for name in stored
+        for format in FORMATS
+        if name.endswith(f".{format.marker}")
+    }
 
 
-def _shape(checkpoint: Checkpoint, linear: str, suffix: str, schemes: list[dict[str, Any]]) -> tuple[int, int] | None:
-    """out_features and in_features of a packed linear, or None where the header does not tell."""
-    tensor = checkpoint.stored[f"{linear}.{suffix}"]
-    if suffix.startswith("weight.quant_state"):
-        return _bitsandbytes_shape(tensor)
-    bits = schemes[0].get("bits") if len(schemes) == 1 else None
-    if len(tensor.shape) != 2 or not isinstance(bits, int) or bits < 1:
-        return None
-    if suffix == "qweight":
-        return tensor.shape[1], tensor.shape[0] * _WORD_BITS // bits
-    if _WORD_BITS % bits:
-        return None  # words that are not filled: the width is in weight_shape, which is no header
-    return tensor.shape[0], tensor.shape[1] * _WORD_BITS // bits
-
-
-def _bitsandbytes_shape(tensor: StoredTensor) -> tuple[int, int] | None:
-    try:
-        shape = json.loads(b"".join(tensor.chunks()))["shape"]
-        return int(shape[0]), int(shape[1])
-    except (ValueError, KeyError, IndexError, TypeError):
-        return None
-
-
-def _group_size(schemes: list[dict[str, Any]]) -> int | None:
-    size = schemes[0].get("group_size") if len(schemes) == 1 else None
+def _group_size(grids: list[DeclaredGrid]) -> int | None:
+    size = grids[0].group_size if len(grids) == 1 else None
     return size if isinstance(size, int) and size > 0 else None
 
 
-def _ragged(shapes: Mapping[str, tuple[int, int]], schemes: list[dict[str, Any]]) -> list[str]:
-    size = _group_size(schemes)
+def _ragged(shapes: Mapping[str, tuple[int, int]], grids: list[DeclaredGrid]) -> list[str]:
+    size = _group_size(grids)
     return [f"{name} ({width} inputs)" for name, (_, width) in shapes.items() if size and width % size]
 
 
 def _groups_differ(
-    stored: Mapping[str, StoredTensor], shapes: Mapping[str, tuple[int, int]], schemes: list[dict[str, Any]]
-) -> list[str]:
+    stored: Mapping[str, StoredTensor], packed: Mapping[str, Format], shapes: Mapping[str, tuple[int, int]],
+    grids: list[DeclaredGrid],
+) -> list[str]:  # fmt: skip
     """Linears whose scales are not as many as the declared group size makes."""
-    size = _group_size(schemes)
+    size = _group_size(grids)
     wrong = []
     for name, (_, width) in shapes.items():
-        for suffix, axis in (("scales", 0), ("weight_scale", 1)):
-            scale = stored.get(f"{name}.{suffix}")
-            if scale is not None and size and len(scale.shape) == 2 and scale.shape[axis] != -(-width // size):
-                wrong.append(f"{name} ({scale.shape[axis]} groups for {width} inputs)")
+        suffix, axis = packed[name].groups or ("", 0)
+        scale = stored.get(f"{name}.{suffix}")
+        if scale is not None and size and len(scale.shape) == 2 and scale.shape[axis] != -(-width // size):
+            wrong.append(f"{name} ({scale.shape[axis]} groups for {width} inputs)")
     return wrong
 
 
-def _fused_mixed(packed: Mapping[str, str], dense: Iterable[str]) -> list[str]:
+def _fused_mixed(packed: Mapping[str, Format], dense: Iterable[str]) -> list[str]:
     found = []
     for name in sorted(dense):
         parent, _, leaf = name.rpartition(".")
@@ -197,7 +152,7 @@ def _fused_mixed(packed: Mapping[str, str], dense: Iterable[str]) -> list[str]:
     return found
 
 
-def _experts_mixed(packed: Mapping[str, str], dense: Iterable[str]) -> list[str]:
+def _experts_mixed(packed: Mapping[str, Format], dense: Iterable[str]) -> list[str]:
     """Experts that are plain while others of their layer are packed."""
     expert = re.compile(r"(.*\.experts)\.\d+\.")
     layers = {match[1] for name in packed if (match := expert.match(name))}

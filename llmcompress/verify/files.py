@@ -34,7 +34,7 @@ def digests(folder: Path, report: RunReport) -> Check:
 
 def tensors(folder: Path, report: RunReport, source: Checkpoint | None) -> Check:
     """Every tensor that the model and the layout need is stored, and none besides but what the source had too."""
-    from llmcompress.compress.scheme import WeightScheme
+    from llmcompress.compress.roundtrip import row_scheme
     from llmcompress.formats.base import FORMATS
     from llmcompress.models import meta as skeleton
 
@@ -46,7 +46,7 @@ def tensors(folder: Path, report: RunReport, source: Checkpoint | None) -> Check
     packed, replaced = set(), set()
     for row in report.linears:
         if format is not None and row.outcome != "skipped" and row.grid is not None:
-            packed |= {f"{row.stem}.{suffix}" for suffix in format.suffixes(WeightScheme(**row.grid))}  # type: ignore[arg-type]
+            packed |= {f"{row.stem}.{suffix}" for suffix in format.suffixes(row_scheme(row))}
             replaced.add(f"{row.name}.weight")
     found = skeleton.stored_names(model, stored)
     needed = {name for name, _ in model.named_parameters()} - replaced - skeleton.tied_parameters(model)

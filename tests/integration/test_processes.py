@@ -109,9 +109,9 @@ def test_nested_scales_are_solved_linear_by_linear(tmp_path: Path) -> None:
         scheme = preset(name)
 
         def solve(weight: torch.Tensor, scheme: object = scheme) -> list[object]:
-            return [rtn.ENTRY.solve(weight, None, scheme, torch.float32, rtn.RtnSettings())]  # type: ignore[arg-type]
+            return [rtn.ENTRY.solve(weight, None, scheme, torch.float32, rtn.ENTRY.settings())]  # type: ignore[arg-type]
 
-        found = solve_rows(torch.cat(weights), [5, 3, 8], solve, World(), scheme.double_quant)  # type: ignore[arg-type]
+        found = solve_rows(torch.cat(weights), [5, 3, 8], solve, World(), scheme.grid.double_quant)  # type: ignore[arg-type]
         for weight, versions in zip(weights, found, strict=True):
             assert versions[0].digest() == solve(weight)[0].digest()  # type: ignore[attr-defined]
 

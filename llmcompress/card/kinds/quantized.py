@@ -7,9 +7,8 @@ from collections.abc import Sequence
 from llmcompress.card.kind import Relation
 from llmcompress.card.markdown import code
 from llmcompress.card.sections import grid_name, source_name
+from llmcompress.formats.base import FORMATS
 from llmcompress.report import RunReport
-
-_LAYOUT_TAG = {"compressed_tensors": "compressed-tensors"}
 
 
 class Quantized:
@@ -46,7 +45,7 @@ class Quantized:
         """Layout, width, grid and method, as people search for them."""
         if report.output is None or not self.owns(report):
             return ()
-        tags = ["quantized", _LAYOUT_TAG.get(report.output.format, report.output.format)]
+        tags = ["quantized", FORMATS.get(report.output.format).quant_method]
         for row in report.linears:
             if row.outcome != "skipped" and row.grid:
                 bits = row.grid["num_bits"]

@@ -19,65 +19,71 @@ Shapes: O out_features, I in_features, G groups.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
-import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import Field
 
-from llmcompress.compress.grid import codebook, plain_scales
-from llmcompress.compress.nested_scales import nest, unnest
-from llmcompress.compress.scheme import WeightScheme
-from llmcompress.compress.solvers.codes import gptq_codes
-from llmcompress.compress.solvers.factor import factorise
-from llmcompress.compress.solvers.scale_search import searched_scales
-from llmcompress.compress.statistics import damping
-from llmcompress.compress.weight import QuantizedWeight
+from llmcompress.compress.methods.base import HessianSettings, MethodSettings
+from llmcompress.compress.scheme import Scheme
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmcompress.compress.methods.base import Need
+    from llmcompress.compress.scheme import Part
+    from llmcompress.compress.statistics import Statistics
+    from llmcompress.compress.weight import QuantizedWeight
 
 
-class GptqSettings(BaseModel):
+class GptqSettings(HessianSettings):
     """The knobs of GPTQ."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
     actorder: Literal["none", "static"] = Field("static", description="order of columns")
-    dampening_frac: float = Field(0.05, gt=0, lt=1, description="added to diag(H), as a fraction of mean diag(H)")
     block_size: int = Field(128, ge=1, description="columns between lazy updates")
     scale_search: bool = Field(True, description="shrink scales where that lowers the weighted error")
 
 
-@dataclass(frozen=True, slots=True)
 class Gptq:
     """GPTQ on any grid; see the module's docstring."""
 
-    name: str = "gptq"
-    summary: str = "error feedback through the Hessian of calibration text, scales searched for"
-    needs_hessian: bool = True
-    settings: type[BaseModel] = GptqSettings
+    name = "gptq"
+    summary = "error feedback through the Hessian of calibration text, scales searched for"
+    needs: frozenset[Need] = frozenset({"hessian"})
+    makes: frozenset[Part] = frozenset({"weights"})
+    rows_independent = True
+    settings: type[MethodSettings] = GptqSettings
 
     def solve(
-        self, weight_OI: torch.Tensor, hessian_II: torch.Tensor | None, scheme: WeightScheme, scale_dtype: torch.dtype,
-        settings: BaseModel,
+        self, weight_OI: torch.Tensor, seen: Statistics | None, scheme: Scheme, scale_dtype: torch.dtype,
+        settings: MethodSettings,
     ) -> QuantizedWeight:  # fmt: skip
         """Codes that minimise the output error on the calibration text, column by column.
 
-        weight_OI and hessian_II share a dtype, float32 or float64, which is the one computed in.
+        weight_OI and the Hessian share a dtype, float32 or float64, which is the one computed in.
         Raises: LLMCompressError for a Hessian that is zero, not finite or singular.
         """
-        assert isinstance(settings, GptqSettings) and hessian_II is not None
+        import torch
+
+        from llmcompress.compress.grid import codebook, nested, plain_scales
+        from llmcompress.compress.solvers.codes import gptq_codes
+        from llmcompress.compress.solvers.factor import factorise
+        from llmcompress.compress.solvers.scale_search import searched_scales
+        from llmcompress.compress.statistics import damping
+        from llmcompress.compress.weight import QuantizedWeight
+
+        assert isinstance(settings, GptqSettings) and seen is not None
+        grid, hessian_II = scheme.grid, seen.hessian_II
         order_I = torch.arange(len(hessian_II), device=hessian_II.device)
         if settings.actorder == "static":
             order_I = torch.argsort(hessian_II.diagonal(), descending=True, stable=True)
         factor = factorise(hessian_II, order_I, damping(hessian_II, settings.dampening_frac))
         if settings.scale_search:
-            scales = searched_scales(weight_OI, factor.importance_I.to(weight_OI.device), scheme, scale_dtype)
+            scales = searched_scales(weight_OI, factor.importance_I.to(weight_OI.device), grid, scale_dtype)
         else:
-            scales = plain_scales(weight_OI, scheme, scale_dtype)
-        if scheme.double_quant:
-            nested = nest(scales.scale_OG)
-            scales = replace(scales, scale_OG=unnest(nested, weight_OI.shape[0]), nested=nested)
-        codes_OI = gptq_codes(weight_OI, factor, scales, scheme, settings.block_size)
-        return QuantizedWeight(codes_OI, scales.scale_OG, scales.zero_point_OG, codebook(scheme), scheme, scales.nested)
+            scales = plain_scales(weight_OI, grid, scale_dtype)
+        scales = nested(scales, grid)
+        codes_OI = gptq_codes(weight_OI, factor, scales, grid, settings.block_size)
+        return QuantizedWeight(codes_OI, scales.scale_OG, scales.zero_point_OG, codebook(grid), grid, scales.nested)
 
 
 ENTRY = Gptq()

@@ -6,47 +6,46 @@ exactly what bitsandbytes does, code for code.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-import torch
-from pydantic import BaseModel, ConfigDict
+from llmcompress.compress.methods.base import MethodSettings
+from llmcompress.compress.scheme import Scheme
 
-from llmcompress.compress.grid import codebook, nearest_codes, plain_scales
-from llmcompress.compress.nested_scales import nest, unnest
-from llmcompress.compress.scheme import WeightScheme
-from llmcompress.compress.weight import QuantizedWeight
+if TYPE_CHECKING:
+    import torch
 
-
-class RtnSettings(BaseModel):
-    """Rounding has no knobs."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    from llmcompress.compress.methods.base import Need
+    from llmcompress.compress.scheme import Part
+    from llmcompress.compress.statistics import Statistics
+    from llmcompress.compress.weight import QuantizedWeight
 
 
-@dataclass(frozen=True, slots=True)
 class Rtn:
     """Round to nearest; see the module's docstring."""
 
-    name: str = "rtn"
-    summary: str = "round to nearest, data-free"
-    needs_hessian: bool = False
-    settings: type[BaseModel] = RtnSettings
+    name = "rtn"
+    summary = "round to nearest, data-free"
+    needs: frozenset[Need] = frozenset()
+    makes: frozenset[Part] = frozenset({"weights"})
+    rows_independent = True
+    settings: type[MethodSettings] = MethodSettings
 
     def solve(
-        self, weight_OI: torch.Tensor, hessian_II: torch.Tensor | None, scheme: WeightScheme, scale_dtype: torch.dtype,
-        settings: BaseModel,
+        self, weight_OI: torch.Tensor, seen: Statistics | None, scheme: Scheme, scale_dtype: torch.dtype,
+        settings: MethodSettings,
     ) -> QuantizedWeight:  # fmt: skip
-        """Nearest codes under scales that cover each group; the Hessian is not read.
+        """Nearest codes under scales that cover each group; no statistics are read.
 
         With double quantization the codes are chosen under the exact scales, as bitsandbytes does.
         """
-        scales = plain_scales(weight_OI, scheme, scale_dtype)
-        codes_OI = nearest_codes(weight_OI, scales, scheme)
-        scale_OG, nested = scales.scale_OG, None
-        if scheme.double_quant:
-            nested = nest(scale_OG)
-            scale_OG = unnest(nested, weight_OI.shape[0])
-        return QuantizedWeight(codes_OI, scale_OG, scales.zero_point_OG, codebook(scheme), scheme, nested)
+        from llmcompress.compress.grid import codebook, nearest_codes, nested, plain_scales
+        from llmcompress.compress.weight import QuantizedWeight
+
+        grid = scheme.grid
+        scales = plain_scales(weight_OI, grid, scale_dtype)
+        codes_OI = nearest_codes(weight_OI, scales, grid)
+        scales = nested(scales, grid)
+        return QuantizedWeight(codes_OI, scales.scale_OG, scales.zero_point_OG, codebook(grid), grid, scales.nested)
 
 
 ENTRY = Rtn()

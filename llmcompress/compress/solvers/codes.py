@@ -23,12 +23,12 @@ from importlib.util import find_spec
 import torch
 
 from llmcompress.compress.grid import Scales, codebook
-from llmcompress.compress.scheme import WeightScheme
+from llmcompress.compress.scheme import WeightGrid
 from llmcompress.compress.solvers.factor import Factor
 
 
 def gptq_codes(
-    weight_OI: torch.Tensor, factor: Factor, scales: Scales, scheme: WeightScheme, block_size: int
+    weight_OI: torch.Tensor, factor: Factor, scales: Scales, grid: WeightGrid, block_size: int
 ) -> torch.Tensor:
     """Codes uint8 [O, I] in natural column order, for columns quantized in the factor's order.
 
@@ -37,14 +37,14 @@ def gptq_codes(
     device, order_I = factor.lower_II.device, factor.order_I
     work_IO = weight_OI.to(device).t()[order_I]  # a row is a column of the weight, so that a block lies together
     codes_IO = torch.empty(work_IO.shape, dtype=torch.uint8, device=device)
-    group_I = order_I // scheme.group_width(len(work_IO))
-    scale_OG, zero_OG, table = kernel_inputs(scales, scheme, work_IO)
+    group_I = order_I // grid.group_width(len(work_IO))
+    scale_OG, zero_OG, table = kernel_inputs(scales, grid, work_IO)
     scale_GO, zero_GO = scale_OG.t().contiguous(), zero_OG.t().contiguous()
     for start in range(0, len(work_IO), block_size):
         block = slice(start, min(start + block_size, len(work_IO)))
         from_left_PB, factor_BB = factor.block(block.start, block.stop)
         columns_BO = torch.addmm(work_IO[block], from_left_PB.t(), work_IO[:start])
-        codes_BO = solve_block(columns_BO, factor_BB, scale_GO, zero_GO, group_I[block], table, scheme.num_codes - 1)
+        codes_BO = solve_block(columns_BO, factor_BB, scale_GO, zero_GO, group_I[block], table, grid.num_codes - 1)
         codes_IO[order_I[block]] = codes_BO
         work_IO[block] -= columns_BO
     return codes_IO.t().contiguous().to(weight_OI.device)
@@ -100,27 +100,25 @@ def descend_codes(
     )  # fmt: skip
 
 
-def scale_errors(
-    weight_OI: torch.Tensor, importance_I: torch.Tensor, tried: Scales, scheme: WeightScheme
-) -> torch.Tensor:
+def scale_errors(weight_OI: torch.Tensor, importance_I: torch.Tensor, tried: Scales, grid: WeightGrid) -> torch.Tensor:
     """[O, G, F]: for F scales of each group, the sum over it of importance * (w - q)^2, q the nearest on the grid."""
-    scale_OGF, zero_OGF, table = kernel_inputs(tried, scheme, weight_OI)
+    scale_OGF, zero_OGF, table = kernel_inputs(tried, grid, weight_OI)
     if weight_OI.is_cuda or not compiled():
         from llmcompress.compress.solvers import kernels_torch
 
-        return kernels_torch.scale_errors(weight_OI, importance_I, scale_OGF, zero_OGF, table, scheme.num_codes - 1)
+        return kernels_torch.scale_errors(weight_OI, importance_I, scale_OGF, zero_OGF, table, grid.num_codes - 1)
     from llmcompress.compress.solvers import kernels
 
     error_OGF = torch.zeros_like(scale_OGF)
     kernels.scale_errors(
         weight_OI.contiguous().numpy(), importance_I.contiguous().numpy(), scale_OGF.numpy(), zero_OGF.numpy(),
-        table.numpy(), scheme.num_codes - 1, error_OGF.numpy(),
+        table.numpy(), grid.num_codes - 1, error_OGF.numpy(),
     )  # fmt: skip
     return error_OGF
 
 
 def kernel_inputs(
-    scales: Scales, scheme: WeightScheme, like: torch.Tensor
+    scales: Scales, grid: WeightGrid, like: torch.Tensor
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Scales, zero points and codebook as the loops take them, in dtype and on the device of `like`.
 
@@ -128,7 +126,7 @@ def kernel_inputs(
     """
     scale_OG = scales.scale_OG.clamp(min=1e-38).to(like)
     zero_OG = torch.zeros_like(scale_OG) if scales.zero_point_OG is None else scales.zero_point_OG.to(like)
-    table = codebook(scheme)
+    table = codebook(grid)
     return scale_OG, zero_OG, (scale_OG.new_empty(0) if table is None else table.to(like))
 
 

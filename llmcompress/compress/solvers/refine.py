@@ -91,14 +91,14 @@ def _descend_codes(
     rows, g, columns = at
     zero_OG, moved = now.zero_point_OG, 0
     scales = Scales(now.scale_OG[rows, g : g + 1], None if zero_OG is None else zero_OG[rows, g : g + 1])
-    scale_O1, zero_O1, table = kernel_inputs(scales, now.scheme, weight_OI)
+    scale_O1, zero_O1, table = kernel_inputs(scales, now.grid, weight_OI)
     for start in range(columns.start, columns.stop, BLOCK):
         block = slice(start, min(start + BLOCK, columns.stop))
         pull_OB = error_OI @ hessian_II[block].t()
         value_OB, codes_OB = weight_OI[:, block] - error_OI[:, block], now.codes_OI[rows, block].contiguous()
         moved += descend_codes(
             pull_OB, hessian_II[block, block], value_OB, scale_O1[:, 0], zero_O1[:, 0], table,
-            now.scheme.num_codes - 1, codes_OB,
+            now.grid.num_codes - 1, codes_OB,
         )  # fmt: skip
         now.codes_OI[rows, block] = codes_OB
         torch.sub(weight_OI[:, block], value_OB, out=error_OI[:, block])
@@ -142,7 +142,7 @@ def _units(now: QuantizedWeight, at: _At) -> torch.Tensor:
 def _set_scales(now: QuantizedWeight, at: _At, wanted_O: torch.Tensor, scale_dtype: torch.dtype) -> None:
     """Give the rows there the scale nearest to the wanted one that the file can hold, and that is positive."""
     if now.nested is None:
-        now.scale_OG[at.rows, at.g] = snap(wanted_O.clamp(min=1e-38), now.scheme, scale_dtype)
+        now.scale_OG[at.rows, at.g] = snap(wanted_O.clamp(min=1e-38), now.grid, scale_dtype)
         return
     places_O = torch.arange(at.rows.start, at.rows.stop) * now.scale_OG.shape[1] + at.g
     before_O = now.nested.codes[places_O].clone()

@@ -13,33 +13,33 @@ from __future__ import annotations
 import torch
 
 from llmcompress.compress.grid import Scales, group_range, scales_of_range
-from llmcompress.compress.scheme import WeightScheme
+from llmcompress.compress.scheme import WeightGrid
 from llmcompress.compress.solvers.codes import scale_errors
 
 ROWS = 512
 """Rows searched at a time: what bounds the memory of the candidates."""
 
 
-def factors(scheme: WeightScheme) -> torch.Tensor:
+def factors(grid: WeightGrid) -> torch.Tensor:
     """What the range is multiplied by, float32 [F]: 1 first, so that a tie keeps the plain scale."""
-    return torch.cat([torch.ones(1), torch.linspace(1.1 if scheme.codebook else 0.99, 0.5, 50)])
+    return torch.cat([torch.ones(1), torch.linspace(1.1 if grid.codebook else 0.99, 0.5, 50)])
 
 
 def searched_scales(
-    weight_OI: torch.Tensor, importance_I: torch.Tensor, scheme: WeightScheme, scale_dtype: torch.dtype
+    weight_OI: torch.Tensor, importance_I: torch.Tensor, grid: WeightGrid, scale_dtype: torch.dtype
 ) -> Scales:
     """Per group, the scale of least importance-weighted squared error; never worse in it than the plain one."""
-    found = [_searched(rows_OI, importance_I, scheme, scale_dtype) for rows_OI in weight_OI.split(ROWS)]
+    found = [_searched(rows_OI, importance_I, grid, scale_dtype) for rows_OI in weight_OI.split(ROWS)]
     zeros = [scales.zero_point_OG for scales in found if scales.zero_point_OG is not None]
     return Scales(torch.cat([scales.scale_OG for scales in found]), torch.cat(zeros) if zeros else None)
 
 
 def _searched(
-    weight_OI: torch.Tensor, importance_I: torch.Tensor, scheme: WeightScheme, scale_dtype: torch.dtype
+    weight_OI: torch.Tensor, importance_I: torch.Tensor, grid: WeightGrid, scale_dtype: torch.dtype
 ) -> Scales:
-    low_OG, high_OG = group_range(weight_OI, scheme)
-    tried = scales_of_range(low_OG[..., None], high_OG[..., None], scheme, scale_dtype, factors(scheme).to(low_OG))
-    best_OG1 = scale_errors(weight_OI, importance_I, tried, scheme).argmin(-1, keepdim=True)
+    low_OG, high_OG = group_range(weight_OI, grid)
+    tried = scales_of_range(low_OG[..., None], high_OG[..., None], grid, scale_dtype, factors(grid).to(low_OG))
+    best_OG1 = scale_errors(weight_OI, importance_I, tried, grid).argmin(-1, keepdim=True)
     zero = tried.zero_point_OG
     return Scales(
         tried.scale_OG.gather(-1, best_OG1)[..., 0], None if zero is None else zero.gather(-1, best_OG1)[..., 0]

@@ -6,11 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from llmcompress.compress.asymmetric import aimed, held_out_errors
 from llmcompress.compress.methods import gptq
-from llmcompress.compress.scheme import WeightScheme
-from llmcompress.compress.selection import best, tried
-from llmcompress.compress.statistics import Hessians, HessianSums, dampened
+from llmcompress.compress.selection import asymmetric_target, best, candidates, held_out_errors
+from llmcompress.compress.statistics import Statistics, StatisticsSums, dampened
+from tests.grids import weights_only
 
 ROWS, WIDTH, T = 12, 32, 1600
 
@@ -24,8 +23,8 @@ def drawn(shift: float) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     return torch.randn(ROWS, WIDTH, generator=generator), x, original
 
 
-def seen_of(x: torch.Tensor, original: torch.Tensor, mask: torch.Tensor | None = None) -> Hessians:
-    sums = HessianSums(WIDTH, torch.device("cpu"), shifted=True)
+def seen_of(x: torch.Tensor, original: torch.Tensor, mask: torch.Tensor | None = None) -> Statistics:
+    sums = StatisticsSums(WIDTH, torch.device("cpu"), frozenset({"hessian", "shift"}))
     for part in range(0, T, 400):
         rows = slice(part, part + 400)
         sums.add(x[rows], None if mask is None else mask[rows], original[rows])
@@ -44,11 +43,11 @@ def test_the_aim_is_the_solution_of_the_damped_least_squares(padded: bool) -> No
     mask = torch.rand(T, generator=torch.Generator().manual_seed(1)) > 0.3 if padded else None
     seen = seen_of(x, original, mask)
     assert seen.shifts is not None
-    damped = dampened(seen.solve_II, 0.05)
-    found = aimed(weight, seen.shifts.solve_II, damped)
+    damped = dampened(seen.hessian_II, 0.05)
+    found = asymmetric_target(weight, seen.shifts.solve_II, damped)
     solved = ~held_out() if mask is None else ~held_out() & mask
     x_TI, goal_TO = x[solved].double(), original[solved].double() @ weight.double().t()
-    ridge = float((damped - seen.solve_II).diagonal().mean()) * len(x_TI)
+    ridge = float((damped - seen.hessian_II).diagonal().mean()) * len(x_TI)
     rows = torch.cat([x_TI, ridge**0.5 * torch.eye(WIDTH, dtype=torch.float64)])  # ||A x - goal||^2 + ridge ||A - W||^2
     goals = torch.cat([goal_TO, ridge**0.5 * weight.double().t()])
     expected = np.linalg.lstsq(rows.numpy(), goals.numpy(), rcond=None)[0].T
@@ -71,16 +70,16 @@ def test_where_the_original_reads_the_same_the_aim_is_the_weight() -> None:
     weight, x, _ = drawn(0.0)
     seen = seen_of(x, x)
     assert seen.shifts is not None
-    assert torch.equal(aimed(weight, seen.shifts.solve_II, dampened(seen.solve_II, 0.05)), weight)
+    assert torch.equal(asymmetric_target(weight, seen.shifts.solve_II, dampened(seen.hessian_II, 0.05)), weight)
 
 
 @pytest.mark.parametrize(("shift", "version"), [(0.2, "aimed"), (0.0, "refined")])
 def test_it_is_kept_where_it_is_nearer_to_the_original(shift: float, version: str) -> None:
     weight, x, original = drawn(shift)
     seen = seen_of(x, original)
-    settings, scheme = gptq.GptqSettings(), WeightScheme(4, 32)
-    versions = tried(
-        weight, lambda goal: gptq.ENTRY.solve(goal, seen.solve_II, scheme, torch.float32, settings), seen, 0.05,
+    settings, scheme = gptq.GptqSettings(), weights_only(4, 32)
+    versions = candidates(
+        weight, lambda goal: gptq.ENTRY.solve(goal, seen, scheme, torch.float32, settings), seen, 0.05,
         torch.float32, num_sweeps=4,
     )  # fmt: skip
     kept = best(weight, versions, seen)
@@ -92,4 +91,4 @@ def test_it_is_kept_where_it_is_nearer_to_the_original(shift: float, version: st
 def test_without_held_out_tokens_there_is_no_error_to_judge_by() -> None:
     weight, x, _ = drawn(0.0)
     with pytest.raises(ValueError, match="no tokens were held out"):
-        held_out_errors(weight, [weight], Hessians(x.t() @ x, None, T))
+        held_out_errors(weight, [weight], Statistics(x.t() @ x, None, T))

@@ -9,23 +9,24 @@ import numpy as np
 import pytest
 import torch
 
-from llmcompress.compress.grid import NF4, codebook, nearest_codes, shrunk_scales
+from llmcompress.compress.grid import codebook, nearest_codes, shrunk_scales
 from llmcompress.compress.methods import gptq, rtn
-from llmcompress.compress.scheme import PRESETS, WeightScheme
+from llmcompress.compress.scheme import PRESETS, Scheme
 from llmcompress.compress.solvers import codes
 from llmcompress.compress.solvers.factor import factorise
 from llmcompress.compress.solvers.scale_search import factors, searched_scales
-from llmcompress.compress.statistics import accumulate, damping, relative_error
+from llmcompress.compress.statistics import Statistics, damping, relative_error
 from llmcompress.compress.weight import QuantizedWeight
 from llmcompress.errors import LLMCompressError
+from tests.grids import NF4, accumulate, weights_only
 from tests.unit.compress import gptq_reference
 
 SCHEMES = [
-    WeightScheme(4, 32),
-    WeightScheme(3, 16, symmetric=False),
-    WeightScheme(2, 64),
-    WeightScheme(8, -1),
-    WeightScheme(4, -1, symmetric=False),
+    weights_only(4, 32),
+    weights_only(3, 16, symmetric=False),
+    weights_only(2, 64),
+    weights_only(8, -1),
+    weights_only(4, -1, symmetric=False),
     PRESETS["NF4"],
     PRESETS["NF4-DQ"],
 ]
@@ -37,7 +38,7 @@ WIDTH = 192
 class SolvedWith(NamedTuple):
     """What decides the reference's codes of the one test layer."""
 
-    scheme: WeightScheme
+    scheme: Scheme
     actorder: str
     scale: bytes
     zero: bytes
@@ -61,21 +62,23 @@ def expected_codes(solved: SolvedWith) -> np.ndarray:  # type: ignore[type-arg]
     scale = np.frombuffer(solved.scale, np.float32).astype(np.float64).reshape(24, -1)
     zero = np.frombuffer(solved.zero, np.uint8).astype(np.float64).reshape(24, -1) if solved.zero else scale * 0
     damped = (hessian + damping(hessian, gptq.GptqSettings().dampening_frac) * torch.eye(WIDTH)).numpy()
-    table = np.array(NF4, np.float32).astype(np.float64) if solved.scheme.codebook else None
-    group = solved.scheme.group_width(WIDTH)
-    return gptq_reference.solve(weight.numpy(), damped, scale, zero, table, solved.scheme.num_codes - 1, order, group)
+    table = np.array(NF4, np.float32).astype(np.float64) if solved.scheme.grid.codebook else None
+    group = solved.scheme.grid.group_width(WIDTH)
+    return gptq_reference.solve(
+        weight.numpy(), damped, scale, zero, table, solved.scheme.grid.num_codes - 1, order, group
+    )
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.label())
 @pytest.mark.parametrize("actorder", ["none", "static"])
 @pytest.mark.parametrize(("block_size", "compiled"), [(16, True), (128, True), (1000, True), (128, False)])
 def test_codes_equal_the_plain_float64_reference(
-    scheme: WeightScheme, actorder: str, block_size: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    scheme: Scheme, actorder: str, block_size: int, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(codes, "compiled", lambda: compiled)
     weight, hessian, _ = layer(24, WIDTH)
     settings = gptq.GptqSettings(actorder=actorder, block_size=block_size)  # type: ignore[arg-type]
-    solved = gptq.ENTRY.solve(weight, hessian, scheme, torch.float32, settings)
+    solved = gptq.ENTRY.solve(weight, Statistics(hessian), scheme, torch.float32, settings)
     zero = b"" if solved.zero_point_OG is None else solved.zero_point_OG.numpy().tobytes()
     with_ = SolvedWith(scheme, actorder, solved.scale_OG.numpy().tobytes(), zero)
     assert np.array_equal(solved.codes_OI.numpy(), expected_codes(with_))
@@ -83,8 +86,10 @@ def test_codes_equal_the_plain_float64_reference(
 
 def test_float32_agrees_with_float64_but_for_a_few_ties() -> None:
     weight, hessian, _ = layer(64, 256, seed=3)
-    slow = gptq.ENTRY.solve(weight, hessian, WeightScheme(4, 64), torch.float32, gptq.GptqSettings())
-    fast = gptq.ENTRY.solve(weight.float(), hessian.float(), WeightScheme(4, 64), torch.float32, gptq.GptqSettings())
+    slow = gptq.ENTRY.solve(weight, Statistics(hessian), weights_only(4, 64), torch.float32, gptq.GptqSettings())
+    fast = gptq.ENTRY.solve(
+        weight.float(), Statistics(hessian.float()), weights_only(4, 64), torch.float32, gptq.GptqSettings()
+    )
     same = (slow.codes_OI == fast.codes_OI).double().mean().item()
     assert same >= 0.99
     errors = [relative_error(weight.float(), each.dequantize(), hessian.float()) for each in (slow, fast)]
@@ -96,8 +101,8 @@ def test_loses_less_output_than_rounding(name: str) -> None:
     weight, hessian, x = layer(48, 256, seed=1)
     scheme = PRESETS[name]
     settings = gptq.GptqSettings()
-    ours = gptq.ENTRY.solve(weight.float(), hessian.float(), scheme, torch.float32, settings).dequantize()
-    plain = rtn.ENTRY.solve(weight.float(), None, scheme, torch.float32, rtn.RtnSettings()).dequantize()
+    ours = gptq.ENTRY.solve(weight.float(), Statistics(hessian.float()), scheme, torch.float32, settings).dequantize()
+    plain = rtn.ENTRY.solve(weight.float(), None, scheme, torch.float32, rtn.ENTRY.settings()).dequantize()
     lost = [((weight - q.double()) @ x.t()).square().sum().item() for q in (ours, plain)]
     assert lost[0] < 0.8 * lost[1]
 
@@ -105,25 +110,29 @@ def test_loses_less_output_than_rounding(name: str) -> None:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=lambda s: s.label())
 @pytest.mark.parametrize("compiled", [True, False])
 def test_the_search_finds_the_scale_of_least_weighted_error(
-    scheme: WeightScheme, compiled: bool, monkeypatch: pytest.MonkeyPatch
+    scheme: Scheme, compiled: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The reference tries one factor after the other on the whole weight, with the grid's own rounding."""
     monkeypatch.setattr(codes, "compiled", lambda: compiled)
     weight, _, _ = layer(32, 128, seed=2)
     importance = torch.rand(128, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    found = searched_scales(weight, importance, scheme, torch.float32)
+    found = searched_scales(weight, importance, scheme.grid, torch.float32)
     errors, scales = [], []
-    for factor in factors(scheme):
-        tried = shrunk_scales(weight, scheme, torch.float32, factor)
+    for factor in factors(scheme.grid):
+        tried = shrunk_scales(weight, scheme.grid, torch.float32, factor)
         value = QuantizedWeight(
-            nearest_codes(weight, tried, scheme), tried.scale_OG, tried.zero_point_OG, codebook(scheme), scheme
+            nearest_codes(weight, tried, scheme.grid),
+            tried.scale_OG,
+            tried.zero_point_OG,
+            codebook(scheme.grid),
+            scheme.grid,
         ).dequantize(torch.float64)
         lost = ((weight - value).square() * importance).reshape(32, tried.scale_OG.shape[1], -1).sum(-1)
         errors.append(lost)
         scales.append(tried.scale_OG)
     best = torch.stack(errors).argmin(0, keepdim=True)
     assert torch.equal(found.scale_OG, torch.stack(scales).gather(0, best)[0])
-    assert bool((best > 0).any()) or scheme.num_bits == 8, "or the test shows nothing"
+    assert bool((best > 0).any()) or scheme.grid.num_bits == 8, "or the test shows nothing"
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
@@ -173,13 +182,15 @@ def test_a_hessian_that_float32_cannot_factor_is_factored_in_float64() -> None:
     torch.testing.assert_close(whole @ whole.t(), hessian.double(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("scheme", [WeightScheme(4, 32), WeightScheme(3, 16, symmetric=False), PRESETS["NF4"]])
-def test_the_path_without_a_compiler_agrees_in_float32(scheme: WeightScheme, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("scheme", [weights_only(4, 32), weights_only(3, 16, symmetric=False), PRESETS["NF4"]])
+def test_the_path_without_a_compiler_agrees_in_float32(scheme: Scheme, monkeypatch: pytest.MonkeyPatch) -> None:
     weight, hessian, _ = layer(64, 256, seed=8)
     found = []
     for compiled in (True, False):
         monkeypatch.setattr(codes, "compiled", lambda compiled=compiled: compiled)
-        solved = gptq.ENTRY.solve(weight.float(), hessian.float(), scheme, torch.float32, gptq.GptqSettings())
+        solved = gptq.ENTRY.solve(
+            weight.float(), Statistics(hessian.float()), scheme, torch.float32, gptq.GptqSettings()
+        )
         found.append(solved)
     assert (found[0].codes_OI == found[1].codes_OI).double().mean() >= 0.99
     errors = [relative_error(weight.float(), each.dequantize(), hessian.float()) for each in found]
@@ -191,7 +202,7 @@ def test_a_dead_input_column_is_rounded_and_disturbs_nothing() -> None:
     x = x.clone()
     x[:, 10] = 0
     hessian = x.t() @ x / len(x)
-    solved = gptq.ENTRY.solve(weight, hessian, WeightScheme(4, 32), torch.float32, gptq.GptqSettings())
+    solved = gptq.ENTRY.solve(weight, Statistics(hessian), weights_only(4, 32), torch.float32, gptq.GptqSettings())
     value, step = solved.dequantize(torch.float64)[:, 10], solved.scale_OG[:, 0].double()
     inside = weight[:, 10].abs() < 7 * step
     assert bool(((value - weight[:, 10]).abs()[inside] <= step[inside] / 2 + 1e-9).all())
@@ -207,7 +218,9 @@ def test_a_dead_input_column_is_rounded_and_disturbs_nothing() -> None:
 )
 def test_a_hessian_that_cannot_be_used_is_an_error(hessian: torch.Tensor, said: str) -> None:
     with pytest.raises(LLMCompressError, match=said):
-        gptq.ENTRY.solve(torch.randn(8, 64), hessian, WeightScheme(4, 32), torch.float32, gptq.GptqSettings())
+        gptq.ENTRY.solve(
+            torch.randn(8, 64), Statistics(hessian), weights_only(4, 32), torch.float32, gptq.GptqSettings()
+        )
 
 
 def test_rank_deficient_hessians_are_solved_through_dampening() -> None:
@@ -215,7 +228,7 @@ def test_rank_deficient_hessians_are_solved_through_dampening() -> None:
     hessian, num_tokens = accumulate([x], [None])
     assert num_tokens == 5
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(1))
-    solved = gptq.ENTRY.solve(weight, hessian, WeightScheme(4, 32), torch.float32, gptq.GptqSettings())
+    solved = gptq.ENTRY.solve(weight, Statistics(hessian), weights_only(4, 32), torch.float32, gptq.GptqSettings())
     assert relative_error(weight, solved.dequantize(), hessian) < 0.01
 
 

@@ -8,29 +8,29 @@ import pytest
 import torch
 
 from llmcompress.compress.grid import plain_scales
-from llmcompress.compress.scheme import PRESETS, WeightScheme
+from llmcompress.compress.scheme import PRESETS, Scheme
 from llmcompress.compress.solvers import codes
 from llmcompress.compress.solvers.codes import kernel_inputs
-from llmcompress.compress.statistics import accumulate
+from tests.grids import accumulate, weights_only
 
 pytestmark = pytest.mark.gpu
 DEVICE = "cpu" if os.environ.get("TRITON_INTERPRET") == "1" else "cuda"
 
 
-@pytest.mark.parametrize("scheme", [WeightScheme(4, 32), WeightScheme(3, 16, symmetric=False), PRESETS["NF4"]])
+@pytest.mark.parametrize("scheme", [weights_only(4, 32), weights_only(3, 16, symmetric=False), PRESETS["NF4"]])
 @pytest.mark.parametrize(("rows", "width"), [(40, 128), (64, 64), (7, 96), (33, 24)])
-def test_the_gpu_chooses_the_codes_of_the_processor(scheme: WeightScheme, rows: int, width: int) -> None:
+def test_the_gpu_chooses_the_codes_of_the_processor(scheme: Scheme, rows: int, width: int) -> None:
     triton = pytest.importorskip("llmcompress.compress.solvers.kernels_triton")
     generator = torch.Generator().manual_seed(rows)
     weight = torch.randn(rows, 128, generator=generator)
     factor = torch.randn(width, width, generator=generator).triu() * 0.1 + torch.eye(width)
-    scale, zero, table = kernel_inputs(plain_scales(weight, scheme, torch.float32), scheme, weight)
-    group = torch.arange(width) // scheme.group_width(128)
+    scale, zero, table = kernel_inputs(plain_scales(weight, scheme.grid, torch.float32), scheme.grid, weight)
+    group = torch.arange(width) // scheme.grid.group_width(128)
     columns = weight.t()[:width].contiguous()
     inputs = (factor, scale.t().contiguous(), zero.t().contiguous(), group, table)
     here, there = columns.clone(), columns.to(DEVICE)
-    expected = codes.solve_block(here, *inputs, scheme.num_codes - 1)
-    found = triton.solve_block(there, *(each.to(DEVICE) for each in inputs), scheme.num_codes - 1)
+    expected = codes.solve_block(here, *inputs, scheme.grid.num_codes - 1)
+    found = triton.solve_block(there, *(each.to(DEVICE) for each in inputs), scheme.grid.num_codes - 1)
     assert (found.cpu() == expected).double().mean() > 0.995
     same = found.cpu() == expected
     torch.testing.assert_close(there.cpu()[same], here[same])

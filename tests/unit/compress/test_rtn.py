@@ -6,9 +6,10 @@ import numpy as np
 import pytest
 import torch
 
-from llmcompress.compress.methods.rtn import ENTRY, RtnSettings
+from llmcompress.compress.methods.rtn import ENTRY
 from llmcompress.compress.nested_scales import dynamic_map
-from llmcompress.compress.scheme import PRESETS, WeightScheme
+from llmcompress.compress.scheme import PRESETS
+from tests.grids import weights_only
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
@@ -21,7 +22,7 @@ def test_nf4_equals_bitsandbytes_code_for_code(preset: str, dtype: torch.dtype) 
         weight, blocksize=64, quant_type="nf4", compress_statistics=preset == "NF4-DQ"
     )
     theirs = torch.stack([packed.flatten() >> 4, packed.flatten() & 15], 1).reshape(96, 256)
-    ours = ENTRY.solve(weight.float(), None, PRESETS[preset], dtype, RtnSettings())
+    ours = ENTRY.solve(weight.float(), None, PRESETS[preset], dtype, ENTRY.settings())
     assert torch.equal(ours.codes_OI, theirs)
     if preset == "NF4":
         assert torch.equal(ours.scale_OG.flatten(), state.absmax)
@@ -46,9 +47,9 @@ def test_the_dynamic_map_is_bitsandbytes() -> None:
 @pytest.mark.parametrize("group_size", [32, 40, -1])
 def test_affine_grids_follow_the_formula(num_bits: int, group_size: int, symmetric: bool) -> None:
     weight = torch.randn(6, 160, generator=torch.Generator().manual_seed(1)) * 0.3
-    scheme = WeightScheme(num_bits, group_size, symmetric)
-    solved = ENTRY.solve(weight, None, scheme, torch.float32, RtnSettings())
-    top, width = 2**num_bits - 1, scheme.group_width(160)
+    scheme = weights_only(num_bits, group_size, symmetric)
+    solved = ENTRY.solve(weight, None, scheme, torch.float32, ENTRY.settings())
+    top, width = 2**num_bits - 1, scheme.grid.group_width(160)
     for o, g in np.ndindex(6, 160 // width):
         group = weight[o, g * width : (g + 1) * width].double().numpy()
         low, high = (
@@ -66,7 +67,7 @@ def test_affine_grids_follow_the_formula(num_bits: int, group_size: int, symmetr
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
 def test_scales_survive_every_layout_that_stores_them(dtype: torch.dtype) -> None:
     weight = torch.randn(8, 64, generator=torch.Generator().manual_seed(2)) * torch.logspace(-9, 3, 8).unsqueeze(1)
-    scale = ENTRY.solve(weight, None, WeightScheme(4, 32), dtype, RtnSettings()).scale_OG
+    scale = ENTRY.solve(weight, None, weights_only(4, 32), dtype, ENTRY.settings()).scale_OG
     assert torch.equal(scale.to(torch.float16).float(), scale)
     assert torch.equal(scale.to(dtype).float(), scale)
     assert bool((scale > 0).all())

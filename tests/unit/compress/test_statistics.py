@@ -5,7 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from llmcompress.compress.statistics import HessianSum, accumulate, energy
+from llmcompress.compress.statistics import HessianSum, energy
+from tests.grids import accumulate
 
 
 @pytest.mark.parametrize("width", [1, 7, 64, 130])

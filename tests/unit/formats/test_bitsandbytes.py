@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 
-from llmcompress.compress.grid import NF4
 from llmcompress.compress.nested_scales import dynamic_map
-from llmcompress.compress.scheme import PRESETS, WeightScheme
+from llmcompress.compress.scheme import PRESETS, Scheme
 from llmcompress.compress.weight import NestedScale, QuantizedWeight
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import Layout
 from llmcompress.formats.bitsandbytes import ENTRY
+from tests.grids import NF4, weights_only
 
 bnb: Any = importlib.import_module("bitsandbytes.functional")
 STATE = "weight.quant_state.bitsandbytes__nf4"
@@ -33,12 +33,13 @@ def random_nf4(double_quant: bool, rows: int = 96, columns: int = 320) -> Quanti
         )
         stretch = nested.absmax.repeat_interleave(256)[: scale.numel()]
         scale = (dynamic_map()[byte_codes.long()] * stretch + nested.offset).reshape(scale.shape)
-    return QuantizedWeight(codes, scale, None, torch.tensor(NF4), PRESETS["NF4-DQ" if double_quant else "NF4"], nested)
+    grid = PRESETS["NF4-DQ" if double_quant else "NF4"].grid
+    return QuantizedWeight(codes, scale, None, torch.tensor(NF4), grid, nested)
 
 
-def layout(schemes: dict[str, WeightScheme], *skipped: str) -> Layout:
+def layout(schemes: dict[str, Scheme], *skipped: str) -> Layout:
     """A checkpoint's description."""
-    return Layout(schemes, skipped, torch.bfloat16, "gptq", "static", 0.01, "0.1.0")
+    return Layout(schemes, skipped, torch.bfloat16, "gptq", {"actorder": "static", "dampening_frac": 0.01}, "0.1.0")
 
 
 def test_the_tables_are_those_of_bitsandbytes() -> None:
@@ -74,12 +75,12 @@ def test_the_file_is_the_one_that_bitsandbytes_writes(double_quant: bool) -> Non
 @pytest.mark.parametrize(
     ("scheme", "shape", "words"),
     [
-        (WeightScheme(), (64, 128), "holds NF4, not int4 g128 sym"),
+        (weights_only(), (64, 128), "holds NF4, not int4 g128 sym"),
         (PRESETS["NF4"], (64, 352), "in_features 352 is no multiple of 64"),
         (PRESETS["NF4"], (40, 128), "out_features 40 is no multiple of 32"),
     ],
 )
-def test_refusals(scheme: WeightScheme, shape: tuple[int, int], words: str) -> None:
+def test_refusals(scheme: Scheme, shape: tuple[int, int], words: str) -> None:
     assert words in (ENTRY.refuses(scheme, *shape) or "")
 
 
@@ -118,7 +119,7 @@ def test_another_codebook_in_a_file_is_refused() -> None:
     tensors = ENTRY.pack(weight, torch.float32)
     tensors["weight.quant_map"][3] += 0.25
     with pytest.raises(LLMCompressError, match=r"weight\.quant_map is another map"):
-        ENTRY.unpack(tensors, weight.scheme, 96, 320)
+        ENTRY.unpack(tensors, Scheme(weight.grid), 96, 320)
 
 
 @pytest.mark.parametrize("change", [{"blocksize": 128}, {"quant_type": "fp4"}, {"shape": [320, 96]}])
@@ -128,4 +129,4 @@ def test_a_state_that_contradicts_the_weight_is_refused(change: dict[str, object
     state = json.loads(bytes(tensors[STATE].tolist())) | change
     tensors[STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
     with pytest.raises(LLMCompressError, match=f"does not say {next(iter(change))}"):
-        ENTRY.unpack(tensors, weight.scheme, 96, 320)
+        ENTRY.unpack(tensors, Scheme(weight.grid), 96, 320)

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 
-from llmcompress.compress.scheme import WeightScheme
+from llmcompress.compress.scheme import Scheme, WeightGrid
 from llmcompress.compress.weight import QuantizedWeight
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import Layout
 from llmcompress.formats.gptq import ENTRY
+from tests.grids import weights_only
 
 SKIPPABLE = (
     "self_attn.q_proj",
@@ -26,11 +29,13 @@ SKIPPABLE = (
 
 def symmetric(num_bits: int, group_size: int, rows: int = 96, columns: int = 256) -> QuantizedWeight:
     """Random codes and float16 scales."""
-    scheme = WeightScheme(num_bits, group_size)
+    scheme = weights_only(num_bits, group_size)
     generator = torch.Generator().manual_seed(num_bits)
-    codes = torch.randint(0, scheme.num_codes, (rows, columns), dtype=torch.uint8, generator=generator)
-    scale = torch.rand(rows, scheme.num_groups(columns), generator=generator).half().float()
-    return QuantizedWeight(codes, scale, torch.full_like(scale, scheme.num_codes // 2, dtype=torch.uint8), None, scheme)
+    codes = torch.randint(0, scheme.grid.num_codes, (rows, columns), dtype=torch.uint8, generator=generator)
+    scale = torch.rand(rows, scheme.grid.num_groups(columns), generator=generator).half().float()
+    return QuantizedWeight(
+        codes, scale, torch.full_like(scale, scheme.grid.num_codes // 2, dtype=torch.uint8), None, scheme.grid
+    )
 
 
 def fields(stream: np.ndarray, num_bits: int) -> np.ndarray:
@@ -50,14 +55,15 @@ def read_v1(tensors: dict[str, torch.Tensor], num_bits: int) -> np.ndarray:
     return weight_IO.T
 
 
-def layout(schemes: dict[str, WeightScheme], *skipped: str, dampening_frac: float = 0.01) -> Layout:
+def layout(schemes: dict[str, Scheme], *skipped: str, knobs: Mapping[str, Any] | None = None) -> Layout:
     """A checkpoint's description."""
-    return Layout(schemes, skipped, torch.bfloat16, "gptq", "static", dampening_frac, "0.1.0")
+    taken = {"actorder": "static", "dampening_frac": 0.01} if knobs is None else knobs
+    return Layout(schemes, skipped, torch.bfloat16, "gptq", taken, "0.1.0")
 
 
-def model(num_layers: int = 3, scheme: WeightScheme | None = None) -> dict[str, WeightScheme]:
+def model(num_layers: int = 3, scheme: Scheme | None = None) -> dict[str, Scheme]:
     """All linears of some decoder layers, with one scheme."""
-    return {f"model.layers.{i}.{name}": scheme or WeightScheme() for i in range(num_layers) for name in SKIPPABLE}
+    return {f"model.layers.{i}.{name}": scheme or weights_only() for i in range(num_layers) for name in SKIPPABLE}
 
 
 @pytest.mark.parametrize("num_bits", [2, 3, 4, 8])
@@ -83,7 +89,7 @@ def test_symmetric_zero_points_are_version_1s_constant_words(num_bits: int, word
 def test_a_known_word() -> None:
     codes = torch.arange(32, dtype=torch.uint8).remainder(16).repeat(32, 1)
     scale = torch.ones(32, 1)
-    weight = QuantizedWeight(codes, scale, torch.full((32, 1), 8, dtype=torch.uint8), None, WeightScheme(4, 32))
+    weight = QuantizedWeight(codes, scale, torch.full((32, 1), 8, dtype=torch.uint8), None, WeightGrid(4, 32))
     first = ENTRY.pack(weight, torch.float16)["qweight"][:2, 0]
     assert [hex(word & 0xFFFFFFFF) for word in first.tolist()] == ["0x76543210", "0xfedcba98"]
 
@@ -103,23 +109,23 @@ def test_an_index_that_reorders_is_refused() -> None:
     tensors = ENTRY.pack(weight, torch.float16)
     tensors["g_idx"] = tensors["g_idx"].flip(0)
     with pytest.raises(LLMCompressError, match="g_idx reorders"):
-        ENTRY.unpack(tensors, weight.scheme, 96, 256)
+        ENTRY.unpack(tensors, Scheme(weight.grid), 96, 256)
 
 
 @pytest.mark.parametrize(
     ("scheme", "shape", "words"),
     [
-        (WeightScheme(4, 64, codebook="nf4"), (64, 128), "write bitsandbytes"),
-        (WeightScheme(4, 64, symmetric=False), (64, 128), "zero point minus one"),
-        (WeightScheme(3, 64), (64, 128), "refuse 3 bits"),
-        (WeightScheme(2, 64), (64, 128), "refuse 2 bits"),
-        (WeightScheme(4, 16), (64, 128), "group_size -1, 32, 64, 128"),
-        (WeightScheme(4, -1), (64, 100), "in_features 100 is no multiple of 32"),
-        (WeightScheme(4, 64), (40, 128), "out_features 40 is no multiple of 32"),
-        (WeightScheme(4, 128), (64, 192), "128 does not divide in_features 192"),
+        (weights_only(4, 64, codebook="nf4"), (64, 128), "write bitsandbytes"),
+        (weights_only(4, 64, symmetric=False), (64, 128), "zero point minus one"),
+        (weights_only(3, 64), (64, 128), "refuse 3 bits"),
+        (weights_only(2, 64), (64, 128), "refuse 2 bits"),
+        (weights_only(4, 16), (64, 128), "group_size -1, 32, 64, 128"),
+        (weights_only(4, -1), (64, 100), "in_features 100 is no multiple of 32"),
+        (weights_only(4, 64), (40, 128), "out_features 40 is no multiple of 32"),
+        (weights_only(4, 128), (64, 192), "128 does not divide in_features 192"),
     ],
 )
-def test_refusals(scheme: WeightScheme, shape: tuple[int, int], words: str) -> None:
+def test_refusals(scheme: Scheme, shape: tuple[int, int], words: str) -> None:
     assert words in (ENTRY.refuses(scheme, *shape) or "")
 
 
@@ -132,7 +138,15 @@ def test_config_and_extra_file_are_one_object() -> None:
     assert config["checkpoint_format"] == config["format"] == "gptq"
     assert "modules_in_block_to_quantize" not in config
     assert config["damp_percent"] == 0.01
-    assert "damp_percent" not in ENTRY.quantization_config(layout(model(), dampening_frac=0.0))
+
+
+def test_a_method_that_does_not_damp_publishes_no_dampening() -> None:
+    """rtn has no such knob; transformers takes a config without the key."""
+    from transformers import GPTQConfig
+
+    config = ENTRY.quantization_config(layout(model(), knobs={}))
+    assert "damp_percent" not in config and config["static_groups"] is False
+    assert GPTQConfig.from_dict(dict(config)).bits == 4
 
 
 def test_transformers_takes_the_config() -> None:
@@ -163,7 +177,7 @@ def test_a_whole_layer_skipped_is_refused() -> None:
 
 
 def test_layers_of_other_shapes_are_fine_while_nothing_clashes() -> None:
-    scheme = WeightScheme()
+    scheme = weights_only()
     schemes = {"model.layers.0.mlp.up_proj": scheme, "model.layers.1.mlp.experts.0.up_proj": scheme}
     described = layout(schemes, "model.layers.1.mlp.router", "lm_head")
     assert ENTRY.refuses_layout(described) is None
@@ -172,13 +186,13 @@ def test_layers_of_other_shapes_are_fine_while_nothing_clashes() -> None:
 
 
 def test_mixed_schemes_are_refused() -> None:
-    schemes = model() | {"model.layers.2.mlp.up_proj": WeightScheme(8, 128)}
+    schemes = model() | {"model.layers.2.mlp.up_proj": weights_only(8, 128)}
     reason = ENTRY.refuses_layout(layout(schemes)) or ""
     assert "int4 g128 sym and int8 g128 sym" in reason and "write compressed_tensors" in reason
 
 
 def test_linears_outside_the_decoder_layers_are_refused() -> None:
-    assert "lm_head" in (ENTRY.refuses_layout(layout(model() | {"lm_head": WeightScheme()})) or "")
+    assert "lm_head" in (ENTRY.refuses_layout(layout(model() | {"lm_head": weights_only()})) or "")
 
 
 def test_fused_siblings_must_be_treated_alike() -> None:

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from llmcompress.compress.grid import NF4
 from llmcompress.compress.nested_scales import nest, unnest
-from llmcompress.compress.scheme import PRESETS, WeightScheme
+from llmcompress.compress.scheme import PRESETS, Scheme
 from llmcompress.compress.weight import QuantizedWeight
 from llmcompress.formats.base import FORMATS, Layout
+from tests.grids import NF4, weights_only
 
 TOKENS = torch.arange(24).reshape(2, 12)
 
@@ -43,37 +43,37 @@ def tiny_llama(dtype: torch.dtype, tied: bool = False) -> Any:
     return model
 
 
-def rounded(weight_OI: torch.Tensor, scheme: WeightScheme) -> QuantizedWeight:
+def rounded(weight_OI: torch.Tensor, scheme: Scheme) -> QuantizedWeight:
     """Round to nearest, the plainest way."""
     rows, columns = weight_OI.shape
-    blocks = weight_OI.float().reshape(rows, scheme.num_groups(columns), -1)
-    if scheme.codebook:
+    blocks = weight_OI.float().reshape(rows, scheme.grid.num_groups(columns), -1)
+    if scheme.grid.codebook:
         scale = blocks.abs().amax(-1)
-        nested = nest(scale) if scheme.double_quant else None
+        nested = nest(scale) if scheme.grid.double_quant else None
         scale = unnest(nested, rows) if nested else scale
         distance = (blocks / scale.unsqueeze(-1)).unsqueeze(-1) - torch.tensor(NF4)
         codes = distance.abs().argmin(-1).to(torch.uint8).reshape(rows, columns)
-        return QuantizedWeight(codes, scale, None, torch.tensor(NF4), scheme, nested)
-    low, high = (blocks.amin(-1), blocks.amax(-1)) if not scheme.symmetric else (None, blocks.abs().amax(-1))
+        return QuantizedWeight(codes, scale, None, torch.tensor(NF4), scheme.grid, nested)
+    low, high = (blocks.amin(-1), blocks.amax(-1)) if not scheme.grid.symmetric else (None, blocks.abs().amax(-1))
     width = high - low if low is not None else 2 * high
-    scale = (width / (scheme.num_codes - 1)).to(torch.bfloat16).float()
-    zero = torch.full_like(scale, scheme.num_codes // 2) if low is None else (-low / scale).round()
-    zero = zero.clamp(0, scheme.num_codes - 1)
-    codes = ((blocks / scale.unsqueeze(-1)).round() + zero.unsqueeze(-1)).clamp(0, scheme.num_codes - 1)
-    return QuantizedWeight(codes.to(torch.uint8).reshape(rows, columns), scale, zero.to(torch.uint8), None, scheme)
+    scale = (width / (scheme.grid.num_codes - 1)).to(torch.bfloat16).float()
+    zero = torch.full_like(scale, scheme.grid.num_codes // 2) if low is None else (-low / scale).round()
+    zero = zero.clamp(0, scheme.grid.num_codes - 1)
+    codes = ((blocks / scale.unsqueeze(-1)).round() + zero.unsqueeze(-1)).clamp(0, scheme.grid.num_codes - 1)
+    return QuantizedWeight(codes.to(torch.uint8).reshape(rows, columns), scale, zero.to(torch.uint8), None, scheme.grid)
 
 
 def write(
     folder: Path,
     model: Any,
     name: str,
-    schemes: Mapping[str, WeightScheme],
+    schemes: Mapping[str, Scheme],
     skipped: tuple[str, ...],
     dtype: torch.dtype,
 ) -> None:
     """Write the checkpoint by hand, and put the dequantized weights into `model`."""
     entry = FORMATS.get(name)
-    layout = Layout(schemes, skipped, dtype, "rtn", "none", 0.0, "0.1.0")
+    layout = Layout(schemes, skipped, dtype, "rtn", {}, "0.1.0")
     assert entry.refuses_layout(layout) is None
     tensors = {key: value.clone() for key, value in model.state_dict().items()}
     if model.config.tie_word_embeddings:
@@ -115,17 +115,17 @@ def load_and_compare(folder: Path, model: Any, dtype: torch.dtype, tolerance: fl
 @pytest.mark.parametrize(
     "scheme",
     [
-        WeightScheme(4, 128),
-        WeightScheme(4, 32, False),
-        WeightScheme(3, 64),
-        WeightScheme(3, -1, False),
-        WeightScheme(2, 32, False),
-        WeightScheme(8, -1),
-        WeightScheme(8, 64, False),
+        weights_only(4, 128),
+        weights_only(4, 32, False),
+        weights_only(3, 64),
+        weights_only(3, -1, False),
+        weights_only(2, 32, False),
+        weights_only(8, -1),
+        weights_only(8, 64, False),
     ],
-    ids=WeightScheme.label,
+    ids=Scheme.label,
 )
-def test_compressed_tensors_loads(scheme: WeightScheme, tied: bool, dtype: torch.dtype, tmp_path: Path) -> None:
+def test_compressed_tensors_loads(scheme: Scheme, tied: bool, dtype: torch.dtype, tmp_path: Path) -> None:
     model = tiny_llama(dtype, tied)
     schemes = {path: scheme for path in linears(model) if path != "lm_head"}
     write(tmp_path, model, "compressed_tensors", schemes, ("lm_head",), dtype)
@@ -135,9 +135,9 @@ def test_compressed_tensors_loads(scheme: WeightScheme, tied: bool, dtype: torch
 def test_compressed_tensors_loads_a_mix(tmp_path: Path) -> None:
     model = tiny_llama(torch.float32)
     skipped = ("lm_head", "model.layers.1.mlp.down_proj")
-    schemes = {path: WeightScheme(4, 64) for path in linears(model) if path not in skipped}
-    schemes |= {path: WeightScheme(8, -1) for path in schemes if path.endswith(("v_proj", "o_proj"))}
-    schemes["model.layers.0.mlp.up_proj"] = WeightScheme(3, 32)
+    schemes = {path: weights_only(4, 64) for path in linears(model) if path not in skipped}
+    schemes |= {path: weights_only(8, -1) for path in schemes if path.endswith(("v_proj", "o_proj"))}
+    schemes["model.layers.0.mlp.up_proj"] = weights_only(3, 32)
     write(tmp_path, model, "compressed_tensors", schemes, skipped, torch.float32)
     load_and_compare(tmp_path, model, torch.float32, 0.0)
 
