@@ -189,7 +189,12 @@ def test_every_preset_has_one_default_layout_and_it_takes_it(scheme: Scheme) -> 
     defaults = [entry for entry in FORMATS if entry.is_default_for(scheme)]
     assert len(defaults) == 1 and default_format(scheme) is defaults[0]
     assert defaults[0].refuses(scheme, 4096, 4096) is None
-    assert defaults[0].name == ("bitsandbytes" if scheme.grid.codebook else "compressed_tensors")
+
+
+def test_integers_go_to_compressed_tensors_and_nf4_to_bitsandbytes() -> None:
+    names = {name: default_format(scheme).name for name, scheme in PRESETS.items()}
+    assert names["NF4"] == names["NF4-DQ"] == "bitsandbytes"
+    assert all(names[name] == "compressed_tensors" for name, scheme in PRESETS.items() if not scheme.grid.codebook)
 
 
 def test_every_layout_is_told_apart() -> None:

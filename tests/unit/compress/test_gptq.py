@@ -55,7 +55,7 @@ def layer(rows: int, width: int, seed: int = 0, tokens: int = 400) -> tuple[torc
 
 
 @cache
-def expected_codes(solved: SolvedWith) -> np.ndarray:  # type: ignore[type-arg]
+def expected_codes(solved: SolvedWith) -> np.ndarray:
     """The reference's codes; slow, so kept for the variants that must give the same."""
     weight, hessian, _ = layer(24, WIDTH)
     order = np.argsort(-hessian.diagonal().numpy(), kind="stable") if solved.actorder == "static" else np.arange(WIDTH)
@@ -77,7 +77,7 @@ def test_codes_equal_the_plain_float64_reference(
 ) -> None:
     monkeypatch.setattr(codes, "compiled", lambda: compiled)
     weight, hessian, _ = layer(24, WIDTH)
-    settings = gptq.GptqSettings(actorder=actorder, block_size=block_size)  # type: ignore[arg-type]
+    settings = gptq.GptqSettings(actorder=actorder, block_size=block_size)
     solved = gptq.ENTRY.solve(weight, Statistics(hessian), scheme, torch.float32, settings)
     zero = b"" if solved.zero_point_OG is None else solved.zero_point_OG.numpy().tobytes()
     with_ = SolvedWith(scheme, actorder, solved.scale_OG.numpy().tobytes(), zero)
