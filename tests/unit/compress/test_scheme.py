@@ -18,7 +18,7 @@ from llmcompress.formats.base import FORMATS
     [
         ({"num_bits": 5}, "num_bits 5: must be one of 2, 3, 4, 8"),
         ({"group_size": 0}, "group_size 0: must be positive"),
-        ({"codebook": "nf5"}, "unknown codebook 'nf5'; known: nf4"),
+        ({"codebook": "nf5"}, "unknown codebook 'nf5'; known: "),
         ({"codebook": "nf4"}, "NF4 has 4 bits, blocks of 64 and no zero point"),
         ({"double_quant": True}, "double_quant"),
     ],
