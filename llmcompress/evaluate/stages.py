@@ -40,6 +40,7 @@ class Evaluate(Stage):
         evaluation = evaluate(
             work.out, work.open(settings.baseline) if settings.baseline else work.checkpoint, settings,
             seed=work.seed, progress=work.progress, samples_dir=work.out / FOLDER / "samples" if work.record else None,
+            allow_pickle=work.allow_pickle,
         )  # fmt: skip
         others = [earlier for earlier in work.report.evaluations if earlier.suite != evaluation.suite]
         work.report.evaluations = [*others, evaluation]
