@@ -5,8 +5,8 @@
     logits       [ tokens ........................ | padding ......... ]
 
 A tokenizer that grew after its model was trained (added tokens, a chat template that writes them) gives ids that the
-model has no row for; torch ends there in an IndexError, on a GPU in an assert that kills the process. `need_rows` is
-asked wherever token ids meet a model: calibration rows, training rows, held-out text, requests of lm-eval.
+model has no row for; torch ends there in an IndexError, on a GPU in an assert that kills the process. `need_rows` or
+`check_ids` is asked wherever token ids meet a model: calibration, training, held-out text, requests of lm-eval.
 
 Models of one family often differ in padding alone: Qwen2.5's smaller ones have 151936 rows, the larger ones 152064, for
 151665 tokens. Predictions are then compared over the rows that both have (`shared_vocabulary`).
@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from llmcompress.checkpoint.tokenizer import load_tokenizer
 from llmcompress.errors import LLMCompressError
 
 if TYPE_CHECKING:
@@ -39,8 +40,8 @@ def num_embeddings(model: Any) -> int:
 def need_rows(ids: torch.Tensor | Iterable[int], num_rows: int, tokenizer: Any, where: str) -> None:
     """Raise unless every id has a row of the embedding.
 
-    ids: of any shape. tokenizer: names the token in the error. where: what the ids come from and the file or folder of
-    the tokenizer, e.g. `calibration set chat: tokenizer of model/`.
+    ids: of any shape. tokenizer: names the token in the error; None: it has no name there. where: the tokenizer's file
+    or folder, and what the ids come from.
 
     Raises: LLMCompressError naming the token, its id, and the number of rows.
     """
@@ -48,8 +49,27 @@ def need_rows(ids: torch.Tensor | Iterable[int], num_rows: int, tokenizer: Any, 
     if lowest >= 0 and highest < num_rows:
         return
     wrong = highest if highest >= num_rows else lowest
-    token = tokenizer.convert_ids_to_tokens(wrong) if wrong >= 0 else None
+    token = tokenizer.convert_ids_to_tokens(wrong) if wrong >= 0 and tokenizer is not None else None
     raise LLMCompressError(f"{where}: token {token!r} has id {wrong}, and the model embeds {num_rows} rows", HINT)
+
+
+def check_ids(ids: torch.Tensor | Iterable[int], model: Any) -> None:
+    """`need_rows` for a model that transformers built of a folder, whose own tokenizer names the token.
+
+    The tokenizer is read only where an id has no row.
+
+    Raises: LLMCompressError as `need_rows`.
+    """
+    num_rows = num_embeddings(model)
+    highest, lowest = _extremes(ids)
+    if lowest >= 0 and highest < num_rows:
+        return
+    folder = Path(model.config.name_or_path)
+    try:
+        tokenizer = load_tokenizer(folder)
+    except LLMCompressError:  # it is only asked for a name
+        tokenizer = None
+    need_rows([lowest, highest], num_rows, tokenizer, tokenizer_place(folder))
 
 
 def guard_embedding(model: nn.Module, tokenizer: Any, where: str) -> None:

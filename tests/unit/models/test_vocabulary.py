@@ -2,22 +2,30 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.config.recipe import Recipe
+from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
+from llmcompress.models import meta
 from llmcompress.models.loading import load_model
 from llmcompress.models.vocabulary import (
     VocabularySide,
+    check_ids,
     guard_embedding,
     need_rows,
     num_embeddings,
     shared_vocabulary,
     tokenizer_place,
 )
+from llmcompress.pipeline.run import run
 from tests import tiny_models
 
 TOKENS = {f"t{i}": i for i in range(151665)}
@@ -92,3 +100,36 @@ def test_different_tokenizers_are_refused_with_both_sizes() -> None:
 def test_a_token_without_a_row_of_logits() -> None:
     with pytest.raises(LLMCompressError, match="b: has 100 rows"):
         shared_vocabulary(side("a", 151936), side("b", 100))
+
+
+def test_a_model_finds_its_own_tokenizer_to_name_the_token(folder: Path) -> None:
+    model = meta.build(Checkpoint.open(folder))
+    check_ids(torch.tensor([[3, 95]]), model)
+    with pytest.raises(LLMCompressError, match=r"model/tokenizer\.json: token '<\|user\|>' has id 96, and the model"):
+        check_ids([3, 96], model)
+    (folder / "tokenizer.json").unlink()
+    (folder / "tokenizer_config.json").unlink()
+    with pytest.raises(LLMCompressError, match=r"model: token None has id 96"):
+        check_ids([3, 96], model)
+
+
+@pytest.mark.parametrize("stage", ["quantize", "finetune"])
+def test_a_chat_template_that_writes_such_a_token_is_one_line(stage: str, folder: Path, tmp_path: Path) -> None:
+    """tokenizers#1609: tokens were added, the embedding was not resized, the template writes them."""
+    tokenizer = load_tokenizer(folder)
+    tokenizer.chat_template = "{% for m in messages %}<|user|>{{ ' ' + m.content + ' ' }}{% endfor %}"
+    tokenizer.save_pretrained(folder)
+    rows = tmp_path / "chat.jsonl"
+    chat = [{"role": "user", "content": tiny_models.words(40)}, {"role": "assistant", "content": "w3 w4"}]
+    rows.write_text("".join(json.dumps({"messages": chat}) + "\n" for _ in range(8)))
+    declared = tmp_path / "chat.yaml"
+    declared.write_text(f"name: chat\ntext: {rows}\nfield: messages\n")
+    settings: dict[str, Any] = {"calibration": str(declared), "num_samples": 2, "seq_len": 16, "group_size": 32}
+    if stage == "finetune":
+        settings = {"adapter": "lora", "data": {"path": str(rows), "seq_len": 64}, "training": {"max_steps": 1}}
+    recipe = Recipe.of({"model": str(folder), "output": str(tmp_path / "out"), "stages": [{stage: settings}]})
+    with pytest.raises(
+        LLMCompressError, match=r"tokenizer\.json: token '<\|user\|>' has id 96, and the model embeds 96"
+    ):
+        run(recipe, Silent())
+    assert not (tmp_path / "out").exists()
