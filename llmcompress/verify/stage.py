@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError
+from llmcompress.models.tasks import task
 from llmcompress.report import ADAPTER, Check, RunReport
 
 STATIC = ("files", "tensors", "untouched", "round trip", "side files")
@@ -109,8 +110,8 @@ def names_of(report: RunReport) -> tuple[str, ...]:
     if quantized(report):
         return STATIC + COMPUTED
     assert report.output is not None
-    causal = report.distillation is None or report.distillation.kind == "causal"
-    if report.output.format == ADAPTER or not causal:
+    generates = report.distillation is None or task(report.distillation.kind).generates
+    if report.output.format == ADAPTER or not generates:
         return FILES_ALONE
     return MERGED if report.merge is not None and report.distillation is None else PLAIN
 

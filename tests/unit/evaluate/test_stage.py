@@ -248,6 +248,23 @@ def test_a_token_of_a_text_without_a_row_is_one_line(dense: Path, declare: Decla
         compare(grown, grown, suite)
 
 
+def test_a_token_of_a_task_without_a_row_is_one_line(dense: Path, declare: Declare, tmp_path: Path) -> None:
+    """Requests are made by lm-eval, so the model itself asks."""
+    import shutil
+
+    from llmcompress.checkpoint.tokenizer import load_tokenizer
+
+    grown = Path(shutil.copytree(dense, tmp_path / "grown"))
+    tokenizer = load_tokenizer(grown)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(grown)
+    suite = declare(texts=[])
+    items = suite.parent / "data" / "items.jsonl"
+    items.write_text(items.read_text(encoding="utf-8").replace("the old", "the zebra"), encoding="utf-8")
+    with pytest.raises(LLMCompressError, match=r"grown/tokenizer\.json: token 'zebra' has id 19"):
+        compare(grown, grown, suite)
+
+
 def test_a_budget_of_an_unknown_metric_is_refused_before_anything_runs(dense: Path, declare: Declare) -> None:
     suite = declare(texts=[{"name": "words", "file": "text.txt", "seq_len": 32, "budgets": {"kld": 0.1}}])
     with pytest.raises(LLMCompressError, match="text words: unknown text metric 'kld'; known: kl, perplexity"):
