@@ -244,9 +244,6 @@ class TextResult(Part):
         """The three metrics that version 1 had as fields of their own."""
         if not isinstance(values, dict) or "metrics" in values or "kl" not in values:
             return values
-        kept = {
-            key: values[key] for key in ("name", "num_tokens", "seq_len", "shared_entries", "verdict") if key in values
-        }
         before, after = values["baseline_perplexity"], values["compressed_perplexity"]
         agreement = values["top1_agreement"]
         ratio = {
@@ -262,7 +259,10 @@ class TextResult(Part):
             "metric": "top1_agreement", "label": "same top-1 token", "unit": "share", "same": 1.0,
             "value": agreement, "interval": (agreement, agreement), "higher_is_better": True,
         }  # fmt: skip
-        return kept | {"metrics": [ratio, kl, top1]}
+        folded = {"kl", "kl_interval", "top1_agreement", "baseline_perplexity", "compressed_perplexity"}
+        folded |= {"perplexity_ratio_interval", "budget_kl", "budget_perplexity_ratio"}
+        others = {key: value for key, value in values.items() if key not in folded}
+        return others | {"metrics": [ratio, kl, top1]}
 
     def figure(self, metric: str) -> TextFigure:
         """The row of a metric. Raises: KeyError where it was not measured."""
