@@ -86,3 +86,36 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str | None = None
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else None
     return LLMCompressError(f"{prefix}unknown {kind} {name!r}; known: {', '.join(names)}", hint)
+
+
+@contextmanager
+def third_party(problem: str, hint: str | None = None) -> Iterator[None]:
+    """Whatever a library raises inside becomes one LLMCompressError: `problem`, then its first line in brackets.
+
+    For calls into others' code on files: what those raise has no common base (a StrictDataclass error, KeyError,
+    ZeroDivisionError, RecursionError and MemoryError have all been seen while a checkpoint is loaded). Ours pass
+    through as they are; `problem` names the file or folder.
+
+    >>> with third_party("model/config.json: not a config"):
+    ...     1 / 0
+    Traceback (most recent call last):
+    llmcompress.errors.LLMCompressError: model/config.json: not a config (ZeroDivisionError: division by zero)
+    """
+    try:
+        yield
+    except LLMCompressError:
+        raise
+    except Exception as error:
+        if isinstance(error, MemoryError):
+            hint = "there is not enough memory for it"
+        raise LLMCompressError(f"{problem} ({first_line(error)})", hint) from error
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's kind and the first line of its text, at most 300 characters.
+
+    >>> first_line(ValueError("no such rope")), first_line(RecursionError())
+    ('ValueError: no such rope', 'RecursionError')
+    """
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__

@@ -1,6 +1,6 @@
-"""The overlap gate: what a checkpoint was made with, against what it is about to be asked.
+"""The contamination gate: what a checkpoint was made with, against what it is about to be asked.
 
-    report ──made_with.py──> calibration rows, training rows ──> RunIndex ─┐
+    report ──provenance.py──> calibration rows, training rows ──> RunIndex ─┐
     suite ──> items of every task, 13-word runs of every text ─────────────┴──> Overlap rows ──> too many: refused
 
 A score on items that the calibration or training text holds says little about new ones. The gate comes before any model
@@ -14,42 +14,42 @@ from collections.abc import Iterable, Mapping
 
 from llmcompress.data.contamination import LONGEST, RunIndex, words
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.evaluate.provenance import texts_of
+from llmcompress.evaluate.provenance import NO_CONSENT, Consent, texts_of
 from llmcompress.report import Overlap, RunReport
 
 
-def overlaps(report: RunReport, parts: Mapping[str, list[str]]) -> list[Overlap]:
+def overlaps(report: RunReport, parts: Mapping[str, list[str]], consent: Consent = NO_CONSENT) -> list[Overlap]:
     """What each text that made the checkpoint shares with each part of a suite (task or text name -> its items)."""
-    found: list[Overlap] = []
-    for text in texts_of(report):
+    rows: list[Overlap] = []
+    for text in texts_of(report, consent):
         if text.missing is not None:
-            found.append(Overlap(text=text.name, part="*", note=f"not looked into: {text.missing}"))
+            rows.append(Overlap(text=text.name, part="*", note=f"not looked into: {text.missing}"))
             continue
         index = RunIndex(text.rows)
         for part, items in parts.items():
             seen = index.look_up(items)
             counts = {"num_items": seen.num_items, "num_short": seen.num_short, "num_found": seen.num_found}
-            found.append(Overlap(text=text.name, part=part, share=seen.share, example=seen.example, **counts))
-    return found
+            rows.append(Overlap(text=text.name, part=part, share=seen.share, example=seen.example, **counts))
+    return rows
 
 
-def refuse(found: Iterable[Overlap], bound: float, suite: str) -> None:
+def refuse(rows: Iterable[Overlap], bound: float, suite: str) -> None:
     """Raise LLMCompressError, a line for each part of the suite that shares more than `bound` with a text."""
     raise_all(
         [
             LLMCompressError(
-                f"suite {suite}: {one.part}: {one.num_found} of {one.num_items - one.num_short} items share {LONGEST} "
-                f"words in a row with the {one.text} ({one.share:.1%}; at most {bound:.1%}), e.g. {one.example!r}",
+                f"suite {suite}: {row.part}: {row.num_found} of {row.num_items - row.num_short} items share {LONGEST} "
+                f"words in a row with the {row.text} ({row.share:.1%}; at most {bound:.1%}), e.g. {row.example!r}",
                 "its score would say little: choose other text or another suite, or pass --allow-overlap, which the "
                 "card will show",
             )
-            for one in found
-            if one.share is not None and one.share > bound
+            for row in rows
+            if row.share is not None and row.share > bound
         ]
     )
 
 
 def text_items(content: str) -> list[str]:
     """A held-out text as items: its consecutive runs of 13 words."""
-    spoken = words(content)
-    return [" ".join(spoken[start : start + LONGEST]) for start in range(0, len(spoken) - LONGEST + 1, LONGEST)]
+    sequence = words(content)
+    return [" ".join(sequence[start : start + LONGEST]) for start in range(0, len(sequence) - LONGEST + 1, LONGEST)]

@@ -1,64 +1,240 @@
-"""Load a checkpoint to be measured, and say what computes its numbers.
+"""Engines: the programs that run a checkpoint, and the one way to have it run.
 
-    config.json has no quantization_config  ->  transformers, the weights as they are (float32 on a CPU)
-    an adapter's folder                     ->  its base with the adapter on it, by PEFT (adapted.py)
-    compressed-tensors                      ->  transformers + compressed-tensors
-    bitsandbytes                            ->  transformers + bitsandbytes
-    gptq                                    ->  transformers + optimum + GPTQModel
-    any of these, where its packages are missing or its kernel refuses this model  ->  our dequantized weights
+    engine        runs                                                        kernels
+    Adapter       an adapter's folder: its base with the adapter on it        plain
+    Dense         config.json without quantization_config: the weights as     plain
+                  they are (float32 on a CPU)
+    Layout        compressed-tensors, bitsandbytes, gptq by transformers      native
+                  and the layout's own package
+    OwnReader     what llmcompress wrote, as dense weights                    dequantized
 
-What a user will run is the engine's own kernel, so that is measured wherever it is installed; a kernel is tried on a
-few tokens first, since some only fail in their first forward. Either way the choice and its reason are in the report.
+What a user will run is the layout's own kernel, so that is measured wherever it is installed; a kernel is tried on a
+few tokens first, since some only fail in their first forward. Where it cannot be had, `auto` falls back to our own
+reading. Which it was, and why, is in `Loaded` and from there in the report. A new engine is a class here and its place
+in `ENGINES`.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from safetensors import SafetensorError
-
+from llmcompress.checkpoint.tokenizer import load_tokenizer
 from llmcompress.console import quiet
-from llmcompress.errors import LLMCompressError
+from llmcompress.errors import LLMCompressError, third_party
 from llmcompress.evaluate import adapted
-from llmcompress.formats.base import Format, by_quant_method
-from llmcompress.models.device import best
+from llmcompress.formats.base import by_quant_method
+from llmcompress.models import config as configs
+from llmcompress.models import loading
+from llmcompress.models.tasks import CAUSAL
+from llmcompress.models.vocabulary import guard_embedding, num_embeddings, tokenizer_place
 
 if TYPE_CHECKING:
     import torch
 
 Choice = Literal["auto", "native", "dequantized"]
+Kernels = Literal["plain", "native", "dequantized"]
+"""Whose arithmetic a figure rests on: transformers on plain weights, the layout's own package, or our reading."""
 
 PROBE_TOKENS = 8
-LOADING_ERRORS = (
-    ImportError,
-    RuntimeError,
-    ValueError,
-    LookupError,
-    AttributeError,
-    TypeError,
-    OSError,
-    SafetensorError,
-)
-"""What transformers and the engines raise for a checkpoint that they cannot load or run."""
-TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.json", "added_tokens.json")
 
 
 @dataclass(frozen=True, slots=True)
 class Loaded:
-    """A model ready to be measured. `engine` names what computes, `note` says whose kernels these are and why."""
+    """A model ready to be measured.
+
+    engine: what computes, with versions. kernels: whose arithmetic it is. reason: why not the layout's own kernels,
+    where they are dequantized; how the base is held, of an adapter.
+    """
 
     model: Any
     tokenizer: Any
+    folder: Path
     engine: str
-    note: str
-    device: str
-    dtype: str
+    kernels: Kernels
+    layout: str | None = None
+    reason: str | None = None
+
+    @property
+    def device(self) -> str:
+        """Where it is computed."""
+        return str(self.model.device)
+
+    @property
+    def dtype(self) -> str:
+        """The dtype of its activations."""
+        return str(self.model.dtype).removeprefix("torch.")
+
+    @property
+    def note(self) -> str:
+        """The same in a sentence."""
+        if self.kernels == "dequantized":
+            return f"our dequantized weights: {self.reason}"
+        if self.kernels == "plain":
+            return self.reason or "plain weights, as stored"
+        format = by_quant_method(str(self.layout))
+        assert format is not None, "a layout whose kernels ran is a known one"
+        return format.kernels
+
+    @property
+    def num_logits(self) -> int:
+        """V: entries of the next token's distribution."""
+        return CAUSAL.num_predicted(self.model)
+
+    def logits(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+        """Next-token logits [B, S, V], without gradient, on the model's device."""
+        import torch
+
+        with torch.inference_mode():
+            logits_BSV: torch.Tensor = self.model(input_ids=tokens_BS.to(self.model.device), use_cache=False).logits
+        return logits_BSV
+
+    def guarded(self) -> Loaded:
+        """Itself, refusing from now on whatever token its embedding has no row for, by name."""
+        guard_embedding(self.model, self.tokenizer, tokenizer_place(self.folder))
+        return self
+
+
+class Engine(Protocol):
+    """A program that runs checkpoints."""
+
+    def reads(self, folder: Path) -> bool:
+        """Whether checkpoints like the one in `folder` are its business."""
+        ...
+
+    def unavailable(self, folder: Path) -> str | None:
+        """Why it cannot be tried on that checkpoint here, or None."""
+        ...
+
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool) -> Loaded:
+        """The checkpoint, ready to be measured. Raises: LLMCompressError when it does not load."""
+        ...
+
+
+class Adapter:
+    """PEFT and transformers, for a folder that holds an adapter alone."""
+
+    def reads(self, folder: Path) -> bool:
+        """See `Engine`."""
+        return adapted.is_adapter(folder)
+
+    def unavailable(self, folder: Path) -> str | None:
+        """See `Engine`."""
+        return None
+
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool) -> Loaded:
+        """See `Engine`."""
+        model, how = adapted.load(folder, trust_remote_code)
+        return Loaded(model, tokenizer, folder, _versions("peft", "transformers"), "plain", reason=how)
+
+
+class Dense:
+    """transformers on plain weights."""
+
+    def reads(self, folder: Path) -> bool:
+        """See `Engine`."""
+        return not adapted.is_adapter(folder) and quant_method(folder) is None
+
+    def unavailable(self, folder: Path) -> str | None:
+        """See `Engine`."""
+        return None
+
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool) -> Loaded:
+        """See `Engine`."""
+        model = loading.load_model(folder, trust_remote_code=trust_remote_code)
+        return Loaded(model, tokenizer, folder, _versions("transformers"), "plain")
+
+
+class Layout:
+    """transformers with the package that the layout of the weights belongs to."""
+
+    def reads(self, folder: Path) -> bool:
+        """See `Engine`."""
+        return not adapted.is_adapter(folder) and quant_method(folder) is not None
+
+    def unavailable(self, folder: Path) -> str | None:
+        """See `Engine`."""
+        method = quant_method(folder)
+        format = by_quant_method(str(method))
+        if format is None:
+            return f"no engine for quant_method {method!r} is known here"
+        lacking = [package.distribution for package in format.packages if find_spec(package.module) is None]
+        verb = "is" if len(lacking) == 1 else "are"
+        return f"{' and '.join(lacking)} {verb} not installed" if lacking else None
+
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool) -> Loaded:
+        """See `Engine`; what is wrong is said without the folder's name, since a report repeats it."""
+        import torch
+
+        method = str(quant_method(folder))
+        format = by_quant_method(method)
+        assert format is not None, "asked for although it is unavailable"
+        with third_party(f"{method} refused it"), quiet("transformers"):
+            model = loading.load_model(folder, trust_remote_code=trust_remote_code, name=method)
+            token_ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % num_embeddings(model)
+            with torch.inference_mode():
+                logits = model(input_ids=token_ids, use_cache=False).logits
+        if not bool(torch.isfinite(logits).all()):
+            raise LLMCompressError(f"{method} gave logits that are not finite")
+        packages = [package.distribution for package in format.packages]
+        return Loaded(model, tokenizer, folder, _versions(*packages, "transformers"), "native", layout=method)
+
+
+class OwnReader:
+    """Our own reading of what llmcompress wrote, as a dense model of transformers."""
+
+    def reads(self, folder: Path) -> bool:
+        """See `Engine`."""
+        return Layout().reads(folder)
+
+    def unavailable(self, folder: Path) -> str | None:
+        """See `Engine`."""
+        return None
+
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool) -> Loaded:
+        """See `Engine`."""
+        from llmcompress.compress.dequantized import load_dequantized
+
+        model = load_dequantized(folder, loading.compute_dtype(config_of(folder))).to(loading.best_device()).eval()
+        return Loaded(model, tokenizer, folder, _versions("transformers"), "dequantized", quant_method(folder))
+
+
+ENGINES: dict[str, Engine] = {"adapter": Adapter(), "dense": Dense(), "native": Layout(), "dequantized": OwnReader()}
+
+
+def load(folder: Path, choice: Choice = "auto", trust_remote_code: bool = False) -> Loaded:
+    """The checkpoint in `folder` as a model in eval mode with its tokenizer; see the module's docstring.
+
+    choice: `auto` prefers the layout's own kernels and says why where it could not have them, `native` insists on
+    them, `dequantized` takes our own reading of the weights. A plain checkpoint has one way and ignores it.
+
+    Raises: LLMCompressError when the checkpoint or its tokenizer does not load, or `native` cannot be had.
+    """
+    tokenizer = load_tokenizer(folder, trust_remote_code)
+    for name in ("adapter", "dense"):
+        if ENGINES[name].reads(folder):
+            return ENGINES[name].load(folder, tokenizer, trust_remote_code)
+    reason = "asked for" if choice == "dequantized" else unavailable(folder)
+    if reason is None:
+        try:
+            return ENGINES["native"].load(folder, tokenizer, trust_remote_code)
+        except LLMCompressError as error:
+            reason = error.message
+    if choice == "native":
+        method = quant_method(folder)
+        raise LLMCompressError(f"{folder}: cannot be run by {method}'s own kernels: {reason}", "use --engine auto")
+    loaded = ENGINES["dequantized"].load(folder, tokenizer, trust_remote_code)
+    return Loaded(loaded.model, tokenizer, folder, loaded.engine, loaded.kernels, loaded.layout, reason)
+
+
+def unavailable(folder: Path) -> str | None:
+    """Why the layout's own engine cannot be tried on the checkpoint in `folder` here, or None where it can."""
+    native = ENGINES["native"]
+    return native.unavailable(folder) if native.reads(folder) else None
 
 
 def quant_method(folder: Path) -> str | None:
@@ -66,17 +242,21 @@ def quant_method(folder: Path) -> str | None:
 
     Raises: LLMCompressError when there is no readable config.json.
     """
-    stored = _config(folder).get("quantization_config")
+    stored = config_of(folder).get("quantization_config")
     return str(stored.get("quant_method", "unknown")) if isinstance(stored, dict) else None
 
 
-def _config(folder: Path) -> dict[str, Any]:
+def config_of(folder: Path) -> dict[str, Any]:
+    """config.json of a checkpoint's folder; of an adapter's folder, that of its base.
+
+    Raises: LLMCompressError when it cannot be read.
+    """
     path = (adapted.base_of(folder).folder if adapted.is_adapter(folder) else folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise LLMCompressError(f"{path}: cannot be read ({error.strerror})") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise LLMCompressError(f"{path}: not valid JSON ({error})") from error
     if not isinstance(config, dict):
         raise LLMCompressError(f"{path}: holds a {type(config).__name__}, not an object")
@@ -85,137 +265,9 @@ def _config(folder: Path) -> dict[str, Any]:
 
 def max_positions(folder: Path) -> int | None:
     """The longest sequence that a checkpoint was made for, in tokens, or None where its config does not say."""
-    config = _config(folder)
-    longest = next((config[key] for key in ("max_position_embeddings", "n_positions") if key in config), None)
-    return longest if isinstance(longest, int) else None
+    return configs.max_positions(config_of(folder))
 
 
-def tokenizer_digest(folder: Path) -> str:
-    """sha256 over the tokenizer's files: what turns the same text into the same ids."""
-    sha = hashlib.sha256()
-    for path in sorted({path for pattern in TOKENIZER_FILES for path in folder.glob(pattern) if path.is_file()}):
-        sha.update(path.name.encode() + hashlib.sha256(path.read_bytes()).digest())
-    return sha.hexdigest()
-
-
-def load(folder: Path, choice: Choice = "auto", trust_remote_code: bool = False) -> Loaded:
-    """The checkpoint in `folder` as a model in eval mode with its tokenizer; see the module's docstring.
-
-    choice: `auto` prefers the engine's own kernels and says why where it could not have them, `native` insists on
-    them, `dequantized` takes our own reading of the weights. A plain checkpoint has one way and ignores it.
-
-    Raises: LLMCompressError when the checkpoint or its tokenizer does not load, or `native` cannot be had.
-    """
-    tokenizer = load_tokenizer(folder, trust_remote_code)
-    if adapted.is_adapter(folder):
-        model, note = adapted.load(folder, trust_remote_code)
-        return _loaded(model, tokenizer, f"peft {version('peft')} + transformers", note)
-    method = quant_method(folder)
-    if method is None:
-        try:
-            model = _from_pretrained(folder, trust_remote_code)
-        except LOADING_ERRORS as error:
-            raise LLMCompressError(f"{folder}: transformers cannot load it ({_first_line(error)})") from error
-        return _loaded(model, tokenizer, "transformers", "plain weights, as stored")
-    format = by_quant_method(method)
-    reason = "asked for" if choice == "dequantized" else _missing(method)
-    if reason is None and format is not None:
-        found = _native(folder, method, trust_remote_code)
-        if not isinstance(found, str):
-            return _loaded(found, tokenizer, _engine_name(format), format.kernels)
-        reason = found
-    if choice == "native":
-        raise LLMCompressError(f"{folder}: cannot be run by {method}'s own kernels: {reason}", "use --engine auto")
-    return _loaded(_dequantized(folder), tokenizer, "transformers", f"our dequantized weights: {reason}")
-
-
-def unavailable(folder: Path) -> str | None:
-    """Why the layout's own engine cannot be tried on the checkpoint in `folder` here, or None where it can."""
-    method = quant_method(folder)
-    return None if method is None else _missing(method)
-
-
-def _missing(method: str) -> str | None:
-    format = by_quant_method(method)
-    if format is None:
-        return f"no engine for quant_method {method!r} is known here"
-    lacking = [package.distribution for package in format.packages if find_spec(package.module) is None]
-    verb = "is" if len(lacking) == 1 else "are"
-    return f"{' and '.join(lacking)} {verb} not installed" if lacking else None
-
-
-def _native(folder: Path, method: str, trust_remote_code: bool) -> Any:
-    """The model on the engine's own kernels, or one line on why that does not work."""
-    import torch
-
-    try:
-        model = _from_pretrained(folder, trust_remote_code)
-        token_ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % model.get_input_embeddings().num_embeddings
-        with torch.inference_mode(), quiet("transformers"):
-            logits = model(input_ids=token_ids, use_cache=False).logits
-    except LOADING_ERRORS as error:
-        return f"{method} refused it ({type(error).__name__}: {_first_line(error)})"
-    return model if bool(torch.isfinite(logits).all()) else f"{method} gave logits that are not finite"
-
-
-def _from_pretrained(folder: Path, trust_remote_code: bool) -> Any:
-    """Raises one of LOADING_ERRORS, ValueError where transformers would go on with weights of its own making."""
-    from transformers import AutoModelForCausalLM
-
-    loading: Any = AutoModelForCausalLM
-    with quiet("transformers"):
-        model, info = loading.from_pretrained(
-            folder,
-            dtype=compute_dtype(folder),
-            device_map={"": best()},
-            local_files_only=True,
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-        )
-    made_up = sorted(map(str, [*info["missing_keys"], *info["mismatched_keys"]]))
-    if made_up:
-        raise ValueError(f"{len(made_up)} weights are missing or of another shape, {made_up[0]} first")
-    return model.eval()
-
-
-def _dequantized(folder: Path) -> Any:
-    from llmcompress.compress.dequantized import load_dequantized
-
-    return load_dequantized(folder, compute_dtype(folder)).to(best()).eval()
-
-
-def compute_dtype(folder: Path) -> torch.dtype:
-    """The dtype that a checkpoint is run in: float32 on a CPU, where half precision is slow; else config.json's."""
-    import torch
-
-    config = _config(folder)
-    stored = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
-    return stored if best().type != "cpu" and isinstance(stored, torch.dtype) else torch.float32
-
-
-def load_tokenizer(folder: Path, trust_remote_code: bool = False) -> Any:
-    """The tokenizer that lies in a checkpoint's folder.
-
-    Raises: LLMCompressError when there is none that transformers can load.
-    """
-    from transformers import AutoTokenizer
-
-    try:
-        with quiet("transformers"):
-            return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust_remote_code)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise LLMCompressError(f"{folder}: its tokenizer cannot be loaded ({_first_line(error)})") from error
-
-
-def _loaded(model: Any, tokenizer: Any, engine: str, note: str) -> Loaded:
-    dtype = str(model.dtype).removeprefix("torch.")
-    return Loaded(model, tokenizer, f"{engine} {version('transformers')}", note, str(model.device), dtype)
-
-
-def _engine_name(format: Format) -> str:
-    names = [f"{package.distribution} {version(package.distribution)}" for package in format.packages]
-    return " + ".join([*names, "transformers"])
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0][:200]
+def _versions(*distributions: str) -> str:
+    """`bitsandbytes 0.50.2 + transformers 5.23.0`, as the report names an engine."""
+    return " + ".join(f"{distribution} {version(distribution)}" for distribution in distributions)

@@ -1,7 +1,7 @@
-"""Every text that made a checkpoint: what it was calibrated on, and what it and all that it was made from learned.
+"""Provenance: every text that made a checkpoint, by calibration and by training, of it and all it was made from.
 
     OUT's report ── recipe ──> calibration, finetune.data, distill.data
-        └─ model, merge.adapters, distill.student, distill.teachers ──> are they ours? ──> their reports, and so on
+        └─ model, merge.adapters, distill.student, distill.teachers ──> ours, too? ──> their reports, and so on
 
 A recipe with several stages names all of their data; a checkpoint that was made in several commands is followed from
 folder to folder. Training data is read as it lies in its file, the rows that were held out or left out with the others,
@@ -32,6 +32,17 @@ TRAINING = ("finetune", "distill")
 
 
 @dataclass(frozen=True, slots=True)
+class Consent:
+    """What the caller allows when a source is opened to draw its calibration text again; no report is asked."""
+
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+NO_CONSENT = Consent()
+
+
+@dataclass(frozen=True, slots=True)
 class Text:
     """A text that had a part in a checkpoint, e.g. `calibration set tiny`; without its rows, the reason."""
 
@@ -40,42 +51,43 @@ class Text:
     missing: str | None = None
 
 
-def texts_of(report: RunReport) -> list[Text]:
+def texts_of(report: RunReport, consent: Consent = NO_CONSENT) -> list[Text]:
     """Each text once, in the order in which they are met going back from the checkpoint to what it was made from."""
-    found: dict[str, Text] = {}
-    for one in _texts(report, set()):
-        found.setdefault(f"{one.name} {hash(tuple(one.rows))}", one)
-    return list(found.values())
+    texts: dict[str, Text] = {}
+    for text in _texts(report, consent, set()):
+        texts.setdefault(f"{text.name} {hash(tuple(text.rows))}", text)
+    return list(texts.values())
 
 
-def _texts(report: RunReport, seen: set[Path]) -> Iterator[Text]:
+def _texts(report: RunReport, consent: Consent, seen: set[Path]) -> Iterator[Text]:
     stages: dict[str, Any] = {
-        name: values or {} for one in report.recipe.get("stages", []) for name, values in one.items()
+        name: values or {} for stage in report.recipe.get("stages", []) for name, values in stage.items()
     }
     if report.calibration is not None and "quantize" in stages:
-        yield _text(f"calibration set {report.calibration.name}", partial(_calibrated, report, stages["quantize"]))
+        read = partial(_calibrated, report, stages["quantize"], consent)
+        yield _text(f"calibration set {report.calibration.name}", read)
     for stage, part in zip(TRAINING, (report.finetune, report.distillation), strict=True):
         if part is not None and stage in stages:
             settings = DataSettings.model_validate(stages[stage]["data"])
             yield _text(f"{stage} data {part.data.source}", partial(_trained, settings, part.data))
-    for name in [str(one["path"]) for one in (stages.get("merge") or {}).get("adapters") or []]:
-        yield from _behind(name, f"data of adapter {Path(name).name}", seen)
+    for name in [str(adapter["path"]) for adapter in (stages.get("merge") or {}).get("adapters") or []]:
+        yield from _behind(name, f"data of adapter {Path(name).name}", consent, seen)
     distilled = stages.get("distill") or {}
     models = [report.recipe.get("model"), distilled.get("student")]
-    models += [one["model"] for one in distilled.get("teachers") or []]
+    models += [teacher["model"] for teacher in distilled.get("teachers") or []]
     for name in filter(None, models):
-        yield from _behind(str(name), None, seen)
+        yield from _behind(str(name), None, consent, seen)
 
 
-def _behind(name: str, kind: str | None, seen: set[Path]) -> Iterator[Text]:
+def _behind(name: str, kind: str | None, consent: Consent, seen: set[Path]) -> Iterator[Text]:
     """The texts that `name` was made with; `kind` says what is missing where that should be known and is not."""
     folder = Path(name).expanduser()
     if (folder / FOLDER / FILE).is_file():
         if folder.resolve() not in seen:
             seen.add(folder.resolve())
-            yield from _texts(RunReport.load(folder), seen)
+            yield from _texts(RunReport.load(folder), consent, seen)
     elif kind is not None:
-        yield Text(kind, [], "llmcompress did not train it, or it is gone: what it learned is not known")
+        yield Text(kind, [], "llmcompress did not train it, or it is gone: what it was trained on is not known")
 
 
 def _text(name: str, read: Callable[[], list[str]]) -> Text:
@@ -85,14 +97,14 @@ def _text(name: str, read: Callable[[], list[str]]) -> Text:
         return Text(name, [], error.message)
 
 
-def _calibrated(report: RunReport, settings: dict[str, Any]) -> list[str]:
+def _calibrated(report: RunReport, settings: dict[str, Any], consent: Consent) -> list[str]:
     """The very rows of the run, decoded; they are drawn again and must have the digest of the report."""
     assert report.calibration is not None and report.source is not None
     source = Checkpoint.open(
         report.source.name,
         revision=report.source.revision,
-        trust_remote_code=bool(report.recipe.get("trust_remote_code")),
-        allow_pickle=bool(report.recipe.get("allow_pickle")),
+        trust_remote_code=consent.trust_remote_code,
+        allow_pickle=consent.allow_pickle,
     )
     tokenizer = load_tokenizer(source)
     rows = _drawn(report, settings, source.name, tokenizer)
@@ -110,7 +122,7 @@ def _drawn(report: RunReport, settings: dict[str, Any], source: str, tokenizer: 
     assert given is not None
     if given.name == NAME:
         data = next(
-            (one.get(stage, {}).get("data") for one in report.recipe["stages"] for stage in TRAINING if stage in one),
+            (step[stage].get("data") for step in report.recipe["stages"] for stage in TRAINING if step.get(stage)),
             None,
         )
         data = data or (report.merge.data if report.merge else None)
@@ -133,5 +145,5 @@ def _strings(value: Any) -> Iterator[str]:
     if isinstance(value, str):
         yield value
     elif isinstance(value, dict | list):
-        for one in value.values() if isinstance(value, dict) else value:
-            yield from _strings(one)
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)

@@ -27,8 +27,9 @@ from llmcompress.evaluate.statistics import (
     verdict,
 )
 from llmcompress.evaluate.suite import TaskEntry, TextEntry
-from llmcompress.evaluate.text import RowStats
-from llmcompress.report import TaskResult, TextResult
+from llmcompress.evaluate.text import RowFigures, TextFigures
+from llmcompress.evaluate.text_metrics import TEXT_METRICS, TextMetric
+from llmcompress.report import TaskResult, TextFigure, TextResult
 
 
 def mismatch(before: TaskRun, after: TaskRun) -> str | None:
@@ -84,28 +85,36 @@ def _scores(task: str, key: str, items: list[Item]) -> Floats:
     return np.array([item.scores[key] for item in items])
 
 
-def text_result(entry: TextEntry, stats: RowStats, seed: int) -> TextResult:
-    """One held-out text with its verdict.
-
-    Perplexity is exp of the mean nll, so the ratio of two is exp of the mean difference; rows are what is resampled.
-    """
-    low, high = bootstrap_interval(stats.compressed_nll_N - stats.baseline_nll_N, seed)
-    ratio_interval = math.exp(low), math.exp(high)
-    kl_interval = bootstrap_interval(stats.kl_N, seed)
-    budgets = ((kl_interval, entry.budget_kl), (ratio_interval, entry.budget_perplexity_ratio))
+def text_result(entry: TextEntry, figures: TextFigures, seed: int, shared_entries: int | None = None) -> TextResult:
+    """One held-out text: a row for every metric, each with an interval over rows, and the verdict of the budgets."""
+    rows = [_metric_row(metric, figures.by_metric[metric.name], entry, seed) for metric in TEXT_METRICS]
     return TextResult(
         name=entry.name,
-        num_tokens=len(stats.kl_N) * stats.tokens_per_row,
+        num_tokens=figures.num_tokens,
         seq_len=entry.seq_len,
-        baseline_perplexity=math.exp(stats.baseline_nll_N.mean()),
-        compressed_perplexity=math.exp(stats.compressed_nll_N.mean()),
-        perplexity_ratio_interval=ratio_interval,
-        kl=float(stats.kl_N.mean()),
-        kl_interval=kl_interval,
-        top1_agreement=float(stats.agreement_N.mean()),
-        budget_kl=entry.budget_kl,
-        budget_perplexity_ratio=entry.budget_perplexity_ratio,
-        verdict=overall(verdict(interval, budget) for interval, budget in budgets if budget is not None),
+        shared_entries=shared_entries,
+        metrics=rows,
+        verdict=overall(row.verdict for row in rows if row.verdict is not None),
+    )
+
+
+def _metric_row(metric: TextMetric, figures: RowFigures, entry: TextEntry, seed: int) -> TextFigure:
+    """The mean over rows of equal length is the mean over tokens; `scale` of it is what is shown (exp: perplexity, so
+    that the pair's is the ratio of two)."""
+    low, high = (metric.scale(end) for end in bootstrap_interval(figures.pair_N, seed))
+    budget = entry.budget(metric.name)
+    return TextFigure(
+        metric=metric.name,
+        label=metric.label,
+        unit=metric.unit,
+        baseline=metric.scale(figures.baseline_N.mean()) if figures.baseline_N is not None else None,
+        compressed=metric.scale(figures.compressed_N.mean()) if figures.compressed_N is not None else None,
+        value=metric.scale(float(figures.pair_N.mean())),
+        interval=(low, high),
+        same=metric.same,
+        higher_is_better=metric.higher_is_better,
+        budget=budget,
+        verdict=None if budget is None else verdict(metric.loss((low, high)), budget),
     )
 
 

@@ -24,12 +24,12 @@ from pydantic import BaseModel, ConfigDict, Field
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate import engines as engine
+from llmcompress.evaluate import engines
 from llmcompress.evaluate.engines import Choice
 from llmcompress.report import Measurement, Speed, environment
 
-ANSWER = "llmcompress-speed "
-"""How an answer starts on a worker's stdout; whatever else is there, libraries wrote."""
+PREFIX = "llmcompress-speed "
+"""How a response starts on a worker's stdout; whatever else is there, libraries wrote."""
 BASELINE, COMPRESSED = "baseline", "compressed"
 
 
@@ -78,7 +78,7 @@ def measure(checkpoint: Path, baseline: Checkpoint, settings: MeasureSettings, *
 
 
 def _prompt_tokens(folders: list[Path], settings: MeasureSettings) -> int:
-    longest = [limit for limit in map(engine.max_positions, folders) if limit is not None]
+    longest = [limit for limit in map(engines.max_positions, folders) if limit is not None]
     room = min(longest, default=settings.prompt_tokens + settings.new_tokens) - settings.new_tokens
     if room < 1:
         raise LLMCompressError(
@@ -89,27 +89,27 @@ def _prompt_tokens(folders: list[Path], settings: MeasureSettings) -> int:
 
 
 def _row(name: Any, loaded: dict[str, Any], rounds: list[dict[str, float]], memory: dict[str, Any]) -> Speed:
-    said = {key: loaded[key] for key in ("engine", "engine_note", "device", "dtype", "load_s", "memory_before_bytes")}
+    named = ("engine", "engine_note", "kernels", "device", "dtype", "load_s", "memory_before_bytes")
     return Speed(
         model=name,
-        prefill_tokens_per_s=[one["prefill_tokens_per_s"] for one in rounds],
-        decode_tokens_per_s=[one["decode_tokens_per_s"] for one in rounds],
+        prefill_tokens_per_s=[timing["prefill_tokens_per_s"] for timing in rounds],
+        decode_tokens_per_s=[timing["decode_tokens_per_s"] for timing in rounds],
         peak_memory_bytes=memory["peak_memory_bytes"],
-        **said,
+        **{key: loaded[key] for key in named},
     )
 
 
 class _Worker:
-    """A process with one model; it answers a line of JSON for each word that it is asked."""
+    """A process with one model; it writes a line of JSON for each command that it reads."""
 
     def __init__(self, folder: Path, choice: str, trust: bool, prompt_tokens: int, new_tokens: int) -> None:
         self._folder = folder
         root = str(Path(__file__).resolve().parents[2])
         path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-        asked = {"folder": str(folder), "engine": choice, "trust_remote_code": trust}
-        asked |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
+        request = {"folder": str(folder), "engine": choice, "trust_remote_code": trust}
+        request |= {"prompt_tokens": prompt_tokens, "new_tokens": new_tokens}
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "llmcompress.evaluate.speed_worker", json.dumps(asked)],
+            [sys.executable, "-m", "llmcompress.evaluate.speed_worker", json.dumps(request)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
@@ -117,23 +117,23 @@ class _Worker:
             env=os.environ | {"PYTHONPATH": path},
         )
 
-    def ask(self, what: str) -> dict[str, Any]:
-        """The worker's answer.
+    def ask(self, command: str) -> dict[str, Any]:
+        """The worker's response to `load`, `round` or `memory`.
 
         Raises: LLMCompressError with the worker's own error, or when it has died.
         """
         assert self._process.stdin is not None and self._process.stdout is not None
         try:
-            self._process.stdin.write(f"{what}\n")
+            self._process.stdin.write(f"{command}\n")
             self._process.stdin.flush()
         except BrokenPipeError:
-            pass  # it has died: its stdout has ended too, which is what is said below
+            pass  # it has died: its stdout has ended too, which is reported below
         for line in self._process.stdout:
-            if line.startswith(ANSWER):
-                answer: dict[str, Any] = json.loads(line.removeprefix(ANSWER))
-                if "error" in answer:
-                    raise LLMCompressError(f"measure: {answer['error']}")
-                return answer
+            if line.startswith(PREFIX):
+                response: dict[str, Any] = json.loads(line.removeprefix(PREFIX))
+                if "error" in response:
+                    raise LLMCompressError(f"measure: {response['error']}")
+                return response
         code = self._process.wait()
         raise LLMCompressError(
             f"measure: the process that runs {self._folder} ended with code {code}", "is there memory for both models?"

@@ -14,9 +14,10 @@ from typing import Any
 
 import torch
 
-from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate import engines as engine
-from llmcompress.evaluate.speed import ANSWER
+from llmcompress.errors import LLMCompressError, third_party
+from llmcompress.evaluate import engines
+from llmcompress.evaluate.speed import PREFIX
+from llmcompress.models.vocabulary import num_embeddings
 from llmcompress.report.environment import peak_memory_bytes, resident_memory_bytes
 from llmcompress.seed import derive
 
@@ -24,8 +25,8 @@ from llmcompress.seed import derive
 class Timed:
     """The model of one folder and the prompt that it is timed on."""
 
-    def __init__(self, asked: dict[str, Any]) -> None:
-        self._asked = asked
+    def __init__(self, request: dict[str, Any]) -> None:
+        self._request = request
         self._model: Any = None
         self._prompt_1S = torch.empty(0)
 
@@ -33,15 +34,24 @@ class Timed:
         """Load, and compute one token, so that whatever is done on first use is done."""
         before = resident_memory_bytes()
         began = time.perf_counter()
-        loaded = engine.load(Path(self._asked["folder"]), self._asked["engine"], self._asked["trust_remote_code"])
+        loaded = engines.load(
+            Path(self._request["folder"]), self._request["engine"], self._request["trust_remote_code"]
+        )
         self._model = loaded.model
-        vocabulary = int(self._model.get_input_embeddings().weight.shape[0])
+        vocabulary = num_embeddings(self._model)
         generator = torch.Generator().manual_seed(derive(0, "speed"))
-        shape = (1, self._asked["prompt_tokens"])
+        shape = (1, self._request["prompt_tokens"])
         self._prompt_1S = torch.randint(vocabulary, shape, generator=generator).to(self._model.device)
         self._forward(self._prompt_1S[:, :1], None)
-        said = {"engine": loaded.engine, "engine_note": loaded.note, "device": loaded.device, "dtype": loaded.dtype}
-        return said | {"load_s": self._since(began), "memory_before_bytes": before}
+        return {
+            "engine": loaded.engine,
+            "engine_note": loaded.note,
+            "kernels": loaded.kernels,
+            "device": loaded.device,
+            "dtype": loaded.dtype,
+            "load_s": self._since(began),
+            "memory_before_bytes": before,
+        }
 
     def round(self) -> dict[str, Any]:
         """Read the prompt once and write after it, greedily."""
@@ -49,12 +59,12 @@ class Timed:
         out = self._forward(self._prompt_1S, None)
         prefill_s = self._since(began)
         began = time.perf_counter()
-        for _ in range(self._asked["new_tokens"]):
+        for _ in range(self._request["new_tokens"]):
             out = self._forward(out.logits[:, -1:].argmax(-1), out.past_key_values)
         decode_s = self._since(began)
         return {
             "prefill_tokens_per_s": self._prompt_1S.shape[1] / prefill_s,
-            "decode_tokens_per_s": self._asked["new_tokens"] / decode_s,
+            "decode_tokens_per_s": self._request["new_tokens"] / decode_s,
         }
 
     def memory(self) -> dict[str, Any]:
@@ -73,19 +83,21 @@ class Timed:
 
 
 def main() -> None:
-    """Answer each line of stdin until it ends."""
+    """Respond to each line of stdin until it ends."""
     timed = Timed(json.loads(sys.argv[1]))
-    answers: dict[str, Callable[[], dict[str, Any]]] = {
+    commands: dict[str, Callable[[], dict[str, Any]]] = {
         "load": timed.load,
         "round": timed.round,
         "memory": timed.memory,
     }
     for line in sys.stdin:
+        command = line.strip()
         try:
-            answer = answers[line.strip()]()
+            with third_party(f"{command} fails"):
+                response = commands[command]()
         except LLMCompressError as error:
-            answer = {"error": error.message}
-        sys.stdout.write(f"{ANSWER}{json.dumps(answer)}\n")
+            response = {"error": error.message}
+        sys.stdout.write(f"{PREFIX}{json.dumps(response)}\n")
         sys.stdout.flush()
 
 

@@ -17,17 +17,18 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.checkpoint.tokenizer import load_tokenizer
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.evaluate import contamination as overlap
-from llmcompress.evaluate import engines as engine
-from llmcompress.evaluate import results, text
-from llmcompress.evaluate.baseline import Baseline
-from llmcompress.evaluate.cache import BaselineCache, cache_folder
+from llmcompress.evaluate import contamination, engines, results, text
+from llmcompress.evaluate.baseline import Baseline, BaselineCache, cache_folder
 from llmcompress.evaluate.engines import Choice
 from llmcompress.evaluate.harness import ReadyTask, TaskRun, find_tasks, harness_version, item_texts, run_task
+from llmcompress.evaluate.provenance import Consent
 from llmcompress.evaluate.statistics import overall
 from llmcompress.evaluate.suite import Suite, TaskEntry, TextEntry, load_suite
+from llmcompress.evaluate.text_metrics import text_metric
+from llmcompress.models.vocabulary import VocabularySide, shared_vocabulary
 from llmcompress.report import FILE, FOLDER, Evaluation, Overlap, RunReport, TaskResult, TextResult
 
 if TYPE_CHECKING:
@@ -61,10 +62,12 @@ def evaluate(
     seed: int,
     progress: Progress,
     samples_dir: Path | None,
+    allow_pickle: bool = False,
 ) -> Evaluation:
     """Compare the checkpoint in a folder with its baseline on every task and text of a suite.
 
     samples_dir: where each task's items are written, TASK-Kshot.jsonl, both models' scores and responses in one line.
+    allow_pickle: the caller's consent for the sources of calibration text; consent to run code is the baseline's own.
 
     Raises: LLMCompressError for a bad suite, task, metric or text, a checkpoint that does not load, and models whose
     tokenizers or items differ.
@@ -73,9 +76,10 @@ def evaluate(
     suite = load_suite(settings.suite)
     tasks = find_tasks(suite.tasks, suite.task_folders(), str(suite.path))
     rows = _rows(suite, checkpoint, baseline)
-    overlaps = _overlaps(suite, tasks, checkpoint, settings, progress)
+    consent = Consent(baseline.trust_remote_code, allow_pickle)
+    overlaps = _overlaps(suite, tasks, checkpoint, settings, consent, progress)
     progress.message(f"loading {checkpoint}")
-    compressed = engine.load(checkpoint, settings.engine, baseline.trust_remote_code)
+    compressed = engines.load(checkpoint, settings.engine, baseline.trust_remote_code).guarded()
     cache = BaselineCache(cache_folder(), progress.message)
     base = Baseline(baseline, cache, progress, settings.batch_size, seed)
     task_rows = _evaluate_tasks(suite, tasks, compressed, base, settings.limit, samples_dir)
@@ -104,9 +108,10 @@ def _overlaps(
     tasks: Mapping[tuple[str, int], ReadyTask],
     checkpoint: Path,
     settings: EvaluateSettings,
+    consent: Consent,
     progress: Progress,
 ) -> list[Overlap]:
-    """The rows of the overlap gate, for a checkpoint whose making is known.
+    """The rows of the contamination gate, for a checkpoint whose making is known.
 
     Raises: LLMCompressError where one is above the bound and that was not allowed.
     """
@@ -118,11 +123,11 @@ def _overlaps(
         key = _run_key(entry, settings.limit)
         parts.setdefault(entry.task, item_texts(tasks[key[:2]], key[2]))
     for held_out in suite.texts:
-        parts[held_out.name] = overlap.text_items(text.read_text(suite.text_path(held_out), held_out.field))
-    found = overlap.overlaps(RunReport.load(checkpoint), parts)
+        parts[held_out.name] = contamination.text_items(text.read_text(suite.text_path(held_out), held_out.field))
+    rows = contamination.overlaps(RunReport.load(checkpoint), parts, consent)
     if not settings.allow_overlap:
-        overlap.refuse(found, settings.overlap_bound, suite.name)
-    return found
+        contamination.refuse(rows, settings.overlap_bound, suite.name)
+    return rows
 
 
 def _rows(suite: Suite, checkpoint: Path, baseline: Checkpoint) -> dict[str, torch.Tensor]:
@@ -130,13 +135,15 @@ def _rows(suite: Suite, checkpoint: Path, baseline: Checkpoint) -> dict[str, tor
     if not suite.texts:
         return {}
     trust = baseline.trust_remote_code
-    tokenizers = [engine.load_tokenizer(folder, trust) for folder in (baseline.folder, checkpoint)]
-    longest = [engine.max_positions(folder) for folder in (baseline.folder, checkpoint)]
+    tokenizers = [load_tokenizer(folder, trust) for folder in (baseline.folder, checkpoint)]
+    longest = [engines.max_positions(folder) for folder in (baseline.folder, checkpoint)]
     rows: dict[str, torch.Tensor] = {}
     problems: list[LLMCompressError] = []
     for entry in suite.texts:
         where = f"{suite.path}: text {entry.name}"
         try:
+            for metric in entry.budgets:
+                text_metric(metric, where)
             content = text.read_text(suite.text_path(entry), entry.field)
             ours, theirs = (
                 text.token_rows(content, tokenizer, entry.seq_len, entry.num_tokens, where) for tokenizer in tokenizers
@@ -169,7 +176,7 @@ def _row_problems(entry: TextEntry, where: str, same_tokens: bool, longest: Sequ
 def _evaluate_tasks(
     suite: Suite,
     tasks: Mapping[tuple[str, int], ReadyTask],
-    compressed: engine.Loaded,
+    compressed: engines.Loaded,
     base: Baseline,
     limit: int | None,
     samples_dir: Path | None,
@@ -205,18 +212,18 @@ def _samples_name(key: RunKey) -> str:
     return f"{task}-{num_fewshot}shot{'' if limit is None else f'-first{limit}'}.jsonl"
 
 
-def _evaluate_text(entry: TextEntry, rows_NS: torch.Tensor, compressed: engine.Loaded, base: Baseline) -> TextResult:
+def _evaluate_text(entry: TextEntry, rows_NS: torch.Tensor, compressed: engines.Loaded, base: Baseline) -> TextResult:
     """Both models over the rows of one text."""
-    both = base.model(), compressed
-    models = both[0].model, both[1].model
-    widths = models[0].get_output_embeddings().weight.shape[0], models[1].get_output_embeddings().weight.shape[0]
-    shared = text.shared_entries(widths, (both[0].tokenizer.get_vocab(), both[1].tokenizer.get_vocab()))
-    if shared is not None:
-        base.progress.message(
-            f"held-out text {entry.name}: the models have {widths[0]} and {widths[1]} entries for the same tokens; "
-            f"compared over the {shared} that both have, the others are padding"
+    baseline, entries = base.model(), None
+    if baseline.num_logits != compressed.num_logits:
+        sides = (("the baseline", baseline), ("the compressed model", compressed))
+        shared = shared_vocabulary(
+            *(VocabularySide(name, loaded.tokenizer.get_vocab(), loaded.num_logits) for name, loaded in sides)
         )
-    at_once = text.rows_at_once(base.batch_size, entry.seq_len, max(widths))
+        base.progress.message(f"held-out text {entry.name}: {shared.note}")
+        entries = shared.size
+    widest = max(baseline.num_logits, compressed.num_logits)
+    at_once = text.rows_at_once(base.batch_size, entry.seq_len, widest)
     with base.progress.step(f"held-out text {entry.name}", total=len(rows_NS)) as step:
-        stats = text.compare_rows(*models, rows_NS, at_once, step.advance, shared)
-    return results.text_result(entry, stats, base.seed).model_copy(update={"shared_entries": shared})
+        figures = text.compare_rows(baseline.logits, compressed.logits, rows_NS, at_once, step.advance, entries)
+    return results.text_result(entry, figures, base.seed, entries)

@@ -40,6 +40,7 @@ class Evaluate(Stage):
         evaluation = evaluate(
             work.out, work.open(settings.baseline) if settings.baseline else work.checkpoint, settings,
             seed=work.seed, progress=work.progress, samples_dir=work.out / FOLDER / "samples" if work.record else None,
+            allow_pickle=work.allow_pickle,
         )  # fmt: skip
         others = [earlier for earlier in work.report.evaluations if earlier.suite != evaluation.suite]
         work.report.evaluations = [*others, evaluation]
@@ -62,10 +63,14 @@ def _evaluation_lines(evaluation: Evaluation) -> list[str]:
             f"{row.difference:+.4f} [{low:+.4f}, {high:+.4f}]  {row.verdict}"
         )
     for text in evaluation.texts:
-        perplexities = f"{text.baseline_perplexity:.3f} -> {text.compressed_perplexity:.3f}"
-        budgets = text.budget_kl, text.budget_perplexity_ratio
-        verdict = "no budget" if budgets == (None, None) else text.verdict
-        lines.append(f"           {text.name:<20} perplexity {perplexities}, KL {text.kl:.5f}  {verdict}")
+        verdict = text.verdict if any(figure.budget is not None for figure in text.metrics) else "no budget"
+        figures = ", ".join(
+            f"{figure.label} {figure.value:.5f}"
+            if figure.baseline is None or figure.compressed is None
+            else f"{figure.label} {figure.baseline:.3f} -> {figure.compressed:.3f}"
+            for figure in text.metrics
+        )
+        lines.append(f"           {text.name:<20} {figures}  {verdict}")
     return lines
 
 

@@ -52,6 +52,12 @@ class TextEntry(_Declared):
     num_tokens: int = Field(default=20000, ge=2, description="at most")
     budget_kl: float | None = Field(default=None, ge=0, allow_inf_nan=False, description="nats per token")
     budget_perplexity_ratio: float | None = Field(default=None, ge=1, allow_inf_nan=False)
+    budgets: dict[Name, float] = Field(default={}, description="of other text metrics, by name: the largest loss")
+
+    def budget(self, metric: str) -> float | None:
+        """The largest accepted loss of a text metric; None: it is measured and cannot fail."""
+        named = {"kl": self.budget_kl, "perplexity": self.budget_perplexity_ratio}
+        return named[metric] if named.get(metric) is not None else self.budgets.get(metric)
 
 
 class Suite(_Declared):

@@ -1,16 +1,12 @@
-"""Held-out text through both models: perplexity of each, and how far apart their predictions are.
+"""Held-out text through both models, at every token the figures of text_metrics.py.
 
-Perplexity asks what a model gave to the one token that came next. KL(baseline || compressed) asks about the whole
-distribution over the vocabulary, so it sees damage that happens to leave the true token's share alone, and it needs far
-less text to tell two checkpoints apart.
+    tokens_NS ──> baseline   ──> log p (V) ─┐ token by token, in one pass   perplexity
+              └─> compressed ──> log q (V) ─┘                               KL, same top-1 token, …
 
-    tokens_NS ──> baseline   ──> log p (V) ─┐ at every position      nll = -log p[next]
-              └─> compressed ──> log q (V) ─┘                        kl  = sum_v p_v (log p_v - log q_v)
+Both models see the same batches. Logits are taken as the models give them; softmax and sums are float64, a few tokens
+at a time, so the memory beside the two forwards does not depend on the length of the rows.
 
-Both models see the same batches. Logits are taken as the models give them; the softmax and the sums are float64, a few
-positions at a time, so the memory beside the two forwards does not depend on the length of the rows.
-
-Shapes: N rows, B rows of a batch, S tokens of a row, T positions of a chunk, V vocabulary.
+Shapes: N rows, B rows of a batch, S tokens of a row, T tokens of a chunk, V vocabulary.
 """
 
 from __future__ import annotations
@@ -25,27 +21,40 @@ import numpy as np
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate.statistics import Floats
+from llmcompress.evaluate.text_metrics import TEXT_METRICS
 
 if TYPE_CHECKING:
     import torch
 
-CHUNK_BYTES = 32 << 20
-"""Size of one float64 [T, V] table; four of them live at once."""
 MIN_ROWS = 2
 """An interval over rows needs more than one."""
 LOGITS_BYTES = 512 << 20
 """Size of the float32 logits [B, S, V] of one model's batch, where more than one row would exceed it."""
+Forward = Callable[["torch.Tensor"], "torch.Tensor"]
+"""A model: tokens [B, S] -> next-token logits [B, S, V]."""
 
 
 @dataclass(frozen=True, slots=True)
-class RowStats:
-    """Means over the predicted tokens of each row, float64 [N] each; every row predicts `tokens_per_row` tokens."""
+class RowFigures:
+    """One metric: its mean over the predicted tokens of each row, float64 [N]. Of a metric of one model also each
+    model's, and `pair_N` is their difference."""
 
-    baseline_nll_N: Floats
-    compressed_nll_N: Floats
-    kl_N: Floats
-    agreement_N: Floats
+    pair_N: Floats
+    baseline_N: Floats | None = None
+    compressed_N: Floats | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class TextFigures:
+    """Every metric by name; every row predicts `tokens_per_row` tokens."""
+
+    by_metric: dict[str, RowFigures]
     tokens_per_row: int
+
+    @property
+    def num_tokens(self) -> int:
+        """Predicted tokens in all."""
+        return self.tokens_per_row * len(next(iter(self.by_metric.values())).pair_N)
 
 
 def read_text(path: Path, field: str) -> str:
@@ -111,80 +120,61 @@ def rows_at_once(batch_size: int, seq_len: int, vocab_size: int) -> int:
 
 
 def compare_rows(
-    baseline: Any,
-    compressed: Any,
+    baseline: Forward,
+    compressed: Forward,
     tokens_NS: torch.Tensor,
     batch_size: int,
     on_rows: Callable[[int], None] = lambda _: None,
     entries: int | None = None,
-) -> RowStats:
+) -> TextFigures:
     """Both models over the same rows, `batch_size` rows at a time; `on_rows` hears how many rows were done.
 
-    The models are called as `model(input_ids=tokens_BS, use_cache=False).logits`, [B, S, V]. entries: of the vocabulary
-    that are compared, the first so many (None: all, which must be the same); both distributions are taken over them.
+    entries: of the vocabulary that are compared, the first so many (None: all, which must be the same); both
+    distributions are taken over them.
 
     Raises: LLMCompressError when the vocabularies differ or a model gives logits that are not finite.
     """
+    rows: list[Floats] = []
+    for start in range(0, len(tokens_NS), batch_size):
+        tokens_BS = tokens_NS[start : start + batch_size]
+        base_BSV = baseline(tokens_BS)[..., :entries]
+        comp_BSV = compressed(tokens_BS)[..., :entries]
+        if base_BSV.shape != comp_BSV.shape:
+            raise LLMCompressError(
+                f"the models have different vocabularies: {base_BSV.shape[-1]} entries and {comp_BSV.shape[-1]}"
+            )
+        for index, tokens_S in enumerate(tokens_BS):
+            rows.append(_row(base_BSV[index, :-1], comp_BSV[index, :-1], tokens_S[1:], start + index))
+        on_rows(len(tokens_BS))
+    return TextFigures(_by_metric(np.array(rows)), tokens_NS.shape[1] - 1)
+
+
+def _row(base_SV: torch.Tensor, comp_SV: torch.Tensor, next_S: torch.Tensor, row: int) -> Floats:
+    """Means over one row, float64: for every metric (baseline, compressed), or (pair, 0)."""
     import torch
 
-    parts: list[Floats] = []
+    from llmcompress.models.divergence import tables
+
+    sums = np.zeros((len(TEXT_METRICS), 2))
     with torch.inference_mode():
-        for start in range(0, len(tokens_NS), batch_size):
-            tokens_BS = tokens_NS[start : start + batch_size]
-            base_BSV = baseline(input_ids=tokens_BS.to(baseline.device), use_cache=False).logits[..., :entries]
-            comp_BSV = compressed(input_ids=tokens_BS.to(compressed.device), use_cache=False).logits[..., :entries]
-            if base_BSV.shape != comp_BSV.shape:
-                raise LLMCompressError(
-                    f"the models have different vocabularies: {base_BSV.shape[-1]} entries and {comp_BSV.shape[-1]}"
-                )
-            for index, tokens_S in enumerate(tokens_BS):
-                part = _row(base_BSV[index, :-1], comp_BSV[index, :-1].to(base_BSV.device), tokens_S[1:])
-                _check_finite(part, start + index)
-                parts.append(part)
-            on_rows(len(tokens_BS))
-    nll_base_N, nll_comp_N, kl_N, agree_N = np.array(parts).T
-    return RowStats(nll_base_N, nll_comp_N, kl_N, agree_N, tokens_NS.shape[1] - 1)
+        for tokens, base_TV, comp_TV in tables(base_SV, comp_SV):
+            for which, table_TV in (("baseline", base_TV), ("compressed model", comp_TV)):
+                if not bool(torch.isfinite(table_TV).all()):
+                    raise LLMCompressError(f"row {row}: the {which} gives logits that are not finite (NaN or Inf)")
+            next_T = next_S[tokens].to(base_TV.device)
+            for number, metric in enumerate(TEXT_METRICS):
+                if metric.of_one is not None:
+                    sums[number] += [float(metric.of_one(table_TV, next_T).sum()) for table_TV in (base_TV, comp_TV)]
+                elif metric.of_both is not None:
+                    sums[number, 0] += float(metric.of_both(base_TV, comp_TV).sum())
+    means: Floats = sums / len(next_S)
+    return means
 
 
-def shared_entries(widths: tuple[int, int], tokens: tuple[dict[str, int], dict[str, int]]) -> int | None:
-    """How many entries of the vocabulary two models share that differ in padding rows alone; None: all, none differ.
-
-    widths: entries of the logits of baseline and compressed model. tokens: token -> id of their tokenizers.
-
-    Raises: LLMCompressError where the tokenizers differ too, or a token has no row in one of the models.
-    """
-    if widths[0] == widths[1]:
-        return None
-    shared, needed = min(widths), max(tokens[0].values(), default=-1) + 1
-    if tokens[0] != tokens[1] or needed > shared:
-        raise LLMCompressError(
-            f"the models have different vocabularies: {widths[0]} entries and {widths[1]}, for {len(tokens[0])} tokens "
-            f"and {len(tokens[1])}",
-            "models can be compared that differ in padding rows alone: the same tokens, each with a row in both",
-        )
-    return shared
-
-
-def _row(base_SV: torch.Tensor, comp_SV: torch.Tensor, next_S: torch.Tensor) -> Floats:
-    """Means over one row: [baseline nll, compressed nll, KL, agreement], float64 [4]."""
-    chunk = max(1, CHUNK_BYTES // (8 * base_SV.shape[1]))
-    sums = np.zeros(4)
-    for start in range(0, len(next_S), chunk):
-        base_TV = base_SV[start : start + chunk].double().log_softmax(-1)
-        comp_TV = comp_SV[start : start + chunk].double().log_softmax(-1)
-        next_T1 = next_S[start : start + chunk, None].to(base_TV.device)
-        sums += (
-            -float(base_TV.gather(1, next_T1).sum()),
-            -float(comp_TV.gather(1, next_T1).sum()),
-            float((base_TV.exp() * (base_TV - comp_TV)).sum()),
-            float((base_TV.argmax(-1) == comp_TV.argmax(-1)).sum()),
-        )
-    return sums / len(next_S)
-
-
-def _check_finite(part: Floats, row: int) -> None:
-    for which, nll in (("baseline", part[0]), ("compressed model", part[1])):
-        if not np.isfinite(nll):
-            raise LLMCompressError(f"row {row}: the {which} gives logits that are not finite (NaN or Inf)")
-    if not np.isfinite(part[2]):
-        raise LLMCompressError(f"row {row}: a model gives logits that are not finite (NaN or Inf)")
+def _by_metric(figures_NM2: Floats) -> dict[str, RowFigures]:
+    by_metric = {}
+    for number, metric in enumerate(TEXT_METRICS):
+        first_N, second_N = figures_NM2[:, number].T
+        one = metric.of_one is not None
+        by_metric[metric.name] = RowFigures(second_N - first_N, first_N, second_N) if one else RowFigures(first_N)
+    return by_metric

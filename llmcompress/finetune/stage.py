@@ -35,6 +35,7 @@ from llmcompress.finetune.settings import FinetuneSettings
 from llmcompress.memory import large_blocks_kept
 from llmcompress.models import meta as skeleton
 from llmcompress.models.device import best
+from llmcompress.models.vocabulary import check_ids
 from llmcompress.report import ADAPTER, Check, Finetune, Output, RunReport, Training
 from llmcompress.seed import derive
 from llmcompress.training import sharding
@@ -105,6 +106,7 @@ def finetune(
     source.require_finite()
     report.source = report.source or describe_source(source, skeleton.build(source, quantized=job.plan.stored))
     model = load_base(source, job.plan, settings.training.precision)
+    check_ids((token for row in (*job.rows.train, *job.rows.heldout) for token in row.ids), model)
     names = targets(model, settings.target_modules)
     workspace = _workspace(out, key)
     adapted, training, losses = (_spread if sharded() else _here)(job, model, names, workspace, out)

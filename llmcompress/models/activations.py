@@ -30,14 +30,14 @@ class Slot:
 
     def read(self) -> torch.Tensor:
         """The hidden state, in memory of its own."""
-        found = torch.empty(self.shape, dtype=self.dtype)
-        view = _bytes(found)
+        hidden = torch.empty(self.shape, dtype=self.dtype)
+        view = _bytes(hidden)
         done = 0
         while done < len(view):
-            got = os.preadv(self.file.fileno(), [view[done:]], self.start + done)
-            assert got > 0, "the file of activations ends early"
-            done += got
-        return found.to(self.device)
+            num_read = os.preadv(self.file.fileno(), [view[done:]], self.start + done)
+            assert num_read > 0, "the file of activations ends early"
+            done += num_read
+        return hidden.to(self.device)
 
     def write(self, hidden: torch.Tensor) -> None:
         """Put another hidden state of the same shape in its place."""
@@ -49,8 +49,8 @@ class Slot:
 
 
 def _bytes(tensor: torch.Tensor) -> memoryview:
-    found: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
-    return found
+    view: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return view
 
 
 class ActivationFile:

@@ -2,7 +2,8 @@
 
 The decoder layers are the module list that holds most of the model's parameters; a linear is an `nn.Linear`, or
 GPT-2's `Conv1D`, which stores the transpose. A layer that keeps several matrices in one three-dimensional parameter
-(fused experts) is refused by name.
+(fused experts) is refused by name. "Decoder layer" and "block" are one thing; an encoder's layers are found the
+same way.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import torch
 from torch import nn
 
 from llmcompress.errors import LLMCompressError
+from llmcompress.models.config import hidden_size as config_width
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +30,7 @@ class DecoderLayers:
 
 
 def decoder_layers(model: nn.Module) -> DecoderLayers:
-    """The list of decoder layers.
+    """The list of decoder layers: of all module lists, the one with most parameters.
 
     Raises: LLMCompressError when there is none, or a layer holds a fused three-dimensional weight.
     """
@@ -39,14 +41,14 @@ def decoder_layers(model: nn.Module) -> DecoderLayers:
     ]
     if not lists:
         raise LLMCompressError(f"{type(model).__name__}: has no list of decoder layers")
-    _, path, found = max(lists, key=lambda entry: (entry[0], -len(entry[1])))
-    for name, parameter in found.named_parameters():
+    _, path, layers = max(lists, key=lambda entry: (entry[0], -len(entry[1])))
+    for name, parameter in layers.named_parameters():
         if parameter.dim() > 2 and "conv" not in name:
             raise LLMCompressError(
                 f"{type(model).__name__}: {path}.{name} {list(parameter.shape)} holds several matrices in one tensor; "
                 "fused mixture-of-experts layers are not supported"
             )
-    return DecoderLayers(path, tuple(found))
+    return DecoderLayers(path, tuple(layers))
 
 
 def is_transposed(module: nn.Module) -> bool:
@@ -76,7 +78,6 @@ def put_weight_OI(module: nn.Module, value_OI: torch.Tensor) -> None:
 
 
 def hidden_size(model: nn.Module) -> int:
-    """Width of the hidden state that decoder layers hand on: that of the token embeddings, or the config's own."""
-    config = getattr(model, "config", None)
-    width = getattr(config, "hidden_size", None) or getattr(config, "n_embd", None)
-    return int(width or model.get_input_embeddings().weight.shape[-1])  # type: ignore[operator]
+    """Width of the hidden state that decoder layers hand on: the config's own, or that of the token embeddings."""
+    width = config_width(getattr(model, "config", None))
+    return width or int(model.get_input_embeddings().weight.shape[-1])  # type: ignore[operator]

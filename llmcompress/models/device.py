@@ -1,15 +1,5 @@
-"""Where tensors are computed: the accelerator if there is one, else the processor."""
+"""The device rule under its earlier name; it is `loading.best_device`."""
 
-from __future__ import annotations
+from llmcompress.models.loading import best_device as best
 
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-
-
-def best() -> torch.device:
-    """cuda where there is one, else cpu."""
-    import torch
-
-    return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+__all__ = ["best"]

@@ -13,19 +13,21 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.errors import LLMCompressError
+from llmcompress.errors import LLMCompressError, third_party
+from llmcompress.models.config import is_tied
+from llmcompress.models.loading import read_config
+from llmcompress.models.tasks import CAUSAL, Task
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def build(checkpoint: Checkpoint, quantized: bool = False) -> nn.Module:
-    """The checkpoint's causal language model with every parameter on the meta device, in eval mode.
+def build(checkpoint: Checkpoint, quantized: bool = False, task: Task = CAUSAL) -> nn.Module:
+    """The checkpoint's model with every parameter on the meta device, in eval mode.
 
     A checkpoint that says it is quantized is refused, unless `quantized`: then the dense model it came from is built.
-    Raises: LLMCompressError when transformers has no such causal language model, or refuses the config.
+    Raises: LLMCompressError when transformers has no such model of this task, or refuses the config.
     """
     from accelerate import init_empty_weights
-    from transformers import AutoConfig, AutoModelForCausalLM
 
     if "quantization_config" in checkpoint.config and not quantized:
         method = (checkpoint.config["quantization_config"] or {}).get("quant_method")
@@ -33,21 +35,17 @@ def build(checkpoint: Checkpoint, quantized: bool = False) -> nn.Module:
             f"{checkpoint.name}: is quantized already (quant_method {method!r} in config.json)",
             "start from the full-precision checkpoint",
         )
-    try:
-        config = AutoConfig.from_pretrained(checkpoint.folder, trust_remote_code=checkpoint.trust_remote_code)
-        config.use_cache = False
-        if quantized and hasattr(config, "quantization_config"):
-            del config.quantization_config
-        with init_empty_weights(include_buffers=False):
-            model = AutoModelForCausalLM.from_config(
-                config, dtype=torch.float32, trust_remote_code=checkpoint.trust_remote_code
-            )
-    except (ValueError, KeyError, TypeError, ImportError, AttributeError) as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-        raise LLMCompressError(
-            f"{checkpoint.name}: not a causal language model that transformers can build ({first[:300]})",
-            "decoder-only checkpoints that AutoModelForCausalLM loads can be quantized",
-        ) from error
+    trust = checkpoint.trust_remote_code
+    config = read_config(checkpoint.folder, trust, checkpoint.name)
+    config.use_cache = False
+    if quantized and hasattr(config, "quantization_config"):
+        del config.quantization_config
+    hint = "decoder-only checkpoints that AutoModelForCausalLM loads can be quantized" if task is CAUSAL else None
+    with (
+        third_party(f"{checkpoint.name}: not a {task.label} that transformers can build", hint),
+        init_empty_weights(include_buffers=False),
+    ):
+        model = task.transformers_class().from_config(config, dtype=torch.float32, trust_remote_code=trust)
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -58,29 +56,39 @@ def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     that differs, and for a checkpoint that transformers would convert while loading (fused experts), by name.
     """
     names: dict[str, str] = {}
-    lost: list[str] = []
+    missing: list[str] = []
     tied, sources = tied_parameters(model), stored_names(model, checkpoint.stored)
     for name, parameter in model.named_parameters():
-        found = sources.get(name)
-        if found is None:
-            lost.append(name)
+        tensor = sources.get(name)
+        if tensor is None:
+            missing.append(name)
             continue
-        stored = checkpoint.stored[found]
+        stored = checkpoint.stored[tensor]
         if stored.shape != tuple(parameter.shape):
             raise LLMCompressError(
-                f"{stored.path}: tensor {found} is {list(stored.shape)}, the config makes {name} "
+                f"{stored.path}: tensor {tensor} is {list(stored.shape)}, the config makes {name} "
                 f"{list(parameter.shape)}",
                 "config.json and weights do not belong together",
             )
         if stored.dtype not in FLOATS:
             raise LLMCompressError(
-                f"{stored.path}: tensor {found} has dtype {stored.dtype}; weights must be one of {', '.join(FLOATS)}",
+                f"{stored.path}: tensor {tensor} has dtype {stored.dtype}; weights must be one of {', '.join(FLOATS)}",
                 "start from the original full-precision checkpoint",
             )
-        names[name] = found
-    lost = [name for name in lost if name not in tied]
-    if lost:
-        _refuse(checkpoint, lost)
+        names[name] = tensor
+    missing = [name for name in missing if name not in tied]
+    experts = [name for name in missing if "expert" in name]
+    if experts:
+        raise LLMCompressError(
+            f"{checkpoint.name}: {checkpoint.config.get('model_type')} fuses its experts while loading "
+            f"({experts[0]} has no tensor of its own); fused mixture-of-experts checkpoints are not supported"
+        )
+    if missing:
+        shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
+        raise LLMCompressError(
+            f"{checkpoint.name}: no tensor for {shown}",
+            "the weights are incomplete, or transformers renames them while loading, which is not supported",
+        )
     return names
 
 
@@ -97,34 +105,18 @@ def stored_names(model: nn.Module, stored: Collection[str]) -> dict[str, str]:
     rules = get_model_conversion_mapping(model)  # type: ignore[arg-type]
     renamings = [rule for rule in rules if isinstance(rule, WeightRenaming)]
     expected, prefix = model.state_dict(), getattr(model, "base_model_prefix", None) or None
-    found = {rename_source_key(name, renamings, [], prefix, expected)[0]: name for name in stored}
-    return found | {name: name for name in stored if name in expected}
+    renamed = {rename_source_key(name, renamings, [], prefix, expected)[0]: name for name in stored}
+    return renamed | {name: name for name in stored if name in expected}
 
 
 def tied_parameters(model: nn.Module) -> set[str]:
     """Names that share their tensor with another, by the model's own declaration."""
-    keys = getattr(model, "all_tied_weights_keys", None) or {}
+    tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
-    config = getattr(model, "config", None)
-    tied = set(keys)
-    if head is not None and getattr(config, "tie_word_embeddings", False):
+    if head is not None and is_tied(getattr(model, "config", None)):
         tied |= {name for name, module in model.named_modules() if module is head}
         tied = {name if name.endswith(".weight") else f"{name}.weight" for name in tied}
     return tied
-
-
-def _refuse(checkpoint: Checkpoint, lost: list[str]) -> None:
-    experts = [name for name in lost if "expert" in name]
-    if experts:
-        raise LLMCompressError(
-            f"{checkpoint.name}: {checkpoint.config.get('model_type')} fuses its experts while loading "
-            f"({experts[0]} has no tensor of its own); fused mixture-of-experts checkpoints are not supported"
-        )
-    shown = ", ".join(lost[:3]) + (f" and {len(lost) - 3} more" if len(lost) > 3 else "")
-    raise LLMCompressError(
-        f"{checkpoint.name}: no tensor for {shown}",
-        "the weights are incomplete, or transformers renames them while loading, which is not supported",
-    )
 
 
 def fill(

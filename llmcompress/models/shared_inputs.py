@@ -57,8 +57,8 @@ def shared_inputs(layer: nn.Module, index: int, call: Calls, targets: Sequence[s
         for module, values in buffers:
             module._buffers.update(values)
     groups = [list(dict.fromkeys(names)) for names in seen.values()]
-    once = [name for names in groups for name in names]
-    groups = groups if len(once) == len(set(once)) else []  # one that is called twice is left by itself
+    called = [name for names in groups for name in names]
+    groups = groups if len(called) == len(set(called)) else []  # a linear that is called twice is left by itself
     reached = {name for names in groups for name in names}
     return groups + [[name] for name in targets if name not in reached]
 
@@ -68,7 +68,7 @@ def _meta(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return torch.empty_like(value, device="meta")
     if isinstance(value, (tuple, list)):
-        return type(value)(_meta(one) for one in value)
+        return type(value)(_meta(item) for item in value)
     if isinstance(value, dict):
-        return {key: _meta(one) for key, one in value.items()}
+        return {key: _meta(item) for key, item in value.items()}
     return value

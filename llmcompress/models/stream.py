@@ -31,6 +31,7 @@ from torch import nn
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.models.activations import ActivationFile, Slot
+from llmcompress.models.vocabulary import check_ids
 
 Arguments = list[tuple[tuple[Any, ...], dict[str, Any]]]
 
@@ -63,7 +64,7 @@ Agree = Callable[[int], int]
 
 
 class Calls:
-    """One batch's way through the layers: `hidden_BSH`, and per layer the other arguments of its call."""
+    """One batch between layers: `hidden_BSH`, and per layer the other arguments of its call."""
 
     def __init__(self, hidden_BSH: torch.Tensor, arguments: Arguments) -> None:
         self.arguments = arguments
@@ -129,9 +130,10 @@ class _NotHandedOn(Exception):
 def capture(model: nn.Module, layers: nn.ModuleList, tokens_BS: torch.Tensor, mask_BS: torch.Tensor) -> Calls:
     """Run the model up to its first layer and note the arguments of every layer's call.
 
-    Only what precedes the layers needs its weights. Raises: LLMCompressError when layers pass each other more than
-    one hidden state, which a stream cannot follow.
+    Only what precedes the layers needs its weights. Raises: LLMCompressError for a token that the embedding has no row
+    for, and when layers pass each other more than one hidden state, which a stream cannot follow.
     """
+    check_ids(tokens_BS, model)
     originals = list(layers)
     mask = None if bool(mask_BS.all()) else mask_BS.to(torch.long)
     for as_tuple in (False, True):
@@ -174,7 +176,7 @@ def _equal(a: Any, b: Any) -> bool:
 def plain(layer: nn.Module, index: int, calls: Sequence[Calls]) -> None:
     """Move every batch through one layer as it is."""
     for call in calls:
-        call.hidden_BSH = _way(layer, index, call)()
+        call.hidden_BSH = _forward(layer, index, call)()
 
 
 def staged(
@@ -190,14 +192,14 @@ def staged(
     stops = _Stops(layer, groups, solver.present)
     batches = _Suspended(layer, index, calls)
     beside = _Suspended(original.layer, index, original.calls) if original else None
-    with ExitStack() as both:
-        both.enter_context(stops.at(batches.pause))
+    with ExitStack() as patched:
+        patched.enter_context(stops.at(batches.pause))
         if original and beside:
-            both.enter_context(_Stops(original.layer, groups, lambda _name: None, stops.pending).at(beside.pause))
-        together = [batches, beside] if beside else [batches]
+            patched.enter_context(_Stops(original.layer, groups, lambda _name: None, stops.pending).at(beside.pause))
+        both_models = [batches, beside] if beside else [batches]
         for number in range(len(calls)):
-            for one in together:
-                one.go_on(number)
+            for model in both_models:
+                model.resume(number)
         while (first := agree(stops.earliest(batches.names()))) < len(groups):
             here = batches.at(groups[first])
             for number in here:
@@ -206,8 +208,8 @@ def staged(
             solver.solve(groups[first])
             stops.pending -= set(groups[first])
             for number in here:
-                for one in together:
-                    one.go_on(number)
+                for model in both_models:
+                    model.resume(number)
     return stops.left()
 
 
@@ -218,21 +220,21 @@ class _Suspended:
         from greenlet import getcurrent, greenlet
 
         self._parent, self._calls = getcurrent(), calls
-        self._workers = [greenlet(_way(layer, index, call)) for call in calls]
+        self._workers = [greenlet(_forward(layer, index, call)) for call in calls]
         self._waiting: dict[int, tuple[str, torch.Tensor]] = {}
 
     def pause(self, name: str, inputs: torch.Tensor) -> None:
         """Called from within a batch's forward: wait at the linear `name`."""
         self._parent.switch((name, inputs))
 
-    def go_on(self, number: int) -> None:
+    def resume(self, number: int) -> None:
         """Let one batch run to its next pause, or to the end of the layer."""
         self._waiting.pop(number, None)
-        answer = self._workers[number].switch()
+        paused_or_done = self._workers[number].switch()
         if self._workers[number].dead:
-            self._calls[number].hidden_BSH = answer
+            self._calls[number].hidden_BSH = paused_or_done
         else:
-            self._waiting[number] = answer
+            self._waiting[number] = paused_or_done
 
     def names(self) -> list[str]:
         """Where batches wait."""
@@ -247,7 +249,7 @@ class _Suspended:
         name, inputs = self._waiting.get(number, ("", torch.empty(0)))
         if name not in group:
             raise LLMCompressError(
-                f"{group[0]}: the original model takes another way through the layer, so there is no input to compare",
+                f"{group[0]}: the original model takes another path through the layer, so there is no input to compare",
                 "set asymmetric_calibration to false",
             )
         return inputs
@@ -266,12 +268,12 @@ def recomputed(
     def stop(name: str, inputs: torch.Tensor) -> None:
         raise _Reached(name, inputs)
 
-    def look(only: int | None) -> tuple[int, int | None]:
+    def run_up_to(only: int | None) -> tuple[int, int | None]:
         """Run every batch up to where it stops; see those that stop at group `only`, or at the first one met."""
         met, seeing = [], only
         for number, call in enumerate(calls):
             try:
-                _way(layer, index, call)()
+                _forward(layer, index, call)()
             except _Reached as reached:
                 group = stops.rank[reached.name]
                 met.append(reached.name)
@@ -282,16 +284,16 @@ def recomputed(
 
     with stops.at(stop):
         while True:
-            earliest, seen = look(None)
+            earliest, seen = run_up_to(None)
             if (first := agree(earliest)) == len(groups):
                 break
             if not agree(int(seen in (first, None))):  # some batch, somewhere, stopped before what was summed for
                 solver.forget()
-                look(first)
+                run_up_to(first)
             solver.solve(groups[first])
             stops.pending -= set(groups[first])
         for call in calls:
-            call.hidden_BSH = _way(layer, index, call)()
+            call.hidden_BSH = _forward(layer, index, call)()
     return stops.left()
 
 
@@ -344,7 +346,7 @@ class _Stops:
                 vars(module).pop("forward", None)
 
 
-def _way(layer: nn.Module, index: int, call: Calls) -> Callable[[], torch.Tensor]:
+def _forward(layer: nn.Module, index: int, call: Calls) -> Callable[[], torch.Tensor]:
     args, kwargs = call.arguments[index]
     return lambda: _hidden(layer(call.hidden_BSH, *args, **kwargs))
 

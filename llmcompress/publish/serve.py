@@ -25,8 +25,7 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate.engines import unavailable
 from llmcompress.publish.auth import VARIABLE
-from llmcompress.verify.facts import facts
-from llmcompress.verify.rules import judge
+from llmcompress.verify.compatibility import facts, judge
 
 Engine = Literal["vllm", "transformers"]
 

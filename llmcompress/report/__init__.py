@@ -23,6 +23,7 @@ from llmcompress.report.parts import Source as Source
 from llmcompress.report.parts import Speed as Speed
 from llmcompress.report.parts import StageRow as StageRow
 from llmcompress.report.parts import TaskResult as TaskResult
+from llmcompress.report.parts import TextFigure as TextFigure
 from llmcompress.report.parts import TextResult as TextResult
 from llmcompress.report.parts import Tuning as Tuning
 from llmcompress.report.parts import Verdict as Verdict

@@ -7,11 +7,12 @@ it; a part that was not run is absent (None or an empty list), never a made-up d
 from __future__ import annotations
 
 import json
+import math
 import os
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.report.part import Part as Part
@@ -41,6 +42,8 @@ OF_THE_OUTPUT = {
 """Parts of a report that speak of one run or one output folder; all others are handed on to the next stage."""
 
 Verdict = Literal["pass", "fail", "inconclusive"]
+Kernels = Literal["plain", "native", "dequantized"]
+"""Whose arithmetic a figure rests on: transformers on plain weights, the layout's own package, or our reading."""
 
 
 class Source(Part):
@@ -207,24 +210,104 @@ class TaskResult(Part):
     hub_dataset: bool = Field(default=False, description="dataset_path is a Hub dataset id, so model-index may name it")
 
 
+class TextFigure(Part):
+    """One metric on one held-out text. Written by evaluate for every metric that it knows, all alike."""
+
+    metric: str = Field(description="its name, e.g. kl")
+    label: str
+    unit: str
+    baseline: float | None = Field(default=None, description="of the baseline alone, where it is a figure of one model")
+    compressed: float | None = None
+    value: float = Field(description="of the pair: a ratio, a divergence, an agreement")
+    interval: tuple[float, float] = Field(description="95% paired bootstrap over rows, of value")
+    same: float = Field(description="value of two equal models")
+    higher_is_better: bool = False
+    budget: float | None = Field(default=None, description="largest loss that the suite accepts")
+    verdict: Verdict | None = Field(default=None, description="None: it has no budget")
+
+
 class TextResult(Part):
-    """Held-out text: perplexity of both and the divergence between them, per token. Written by evaluate."""
+    """One held-out text through both models, per token. Written by evaluate."""
 
     name: str
     num_tokens: int
     seq_len: int
-    baseline_perplexity: float
-    compressed_perplexity: float
-    perplexity_ratio_interval: tuple[float, float] = Field(description="95% paired bootstrap over rows")
-    kl: float = Field(description="mean KL(baseline || compressed) of the next-token distribution, nats per token")
-    kl_interval: tuple[float, float]
-    top1_agreement: float = Field(description="share of positions where both rank the same token first")
+    metrics: list[TextFigure]
     shared_entries: int | None = Field(
         default=None, description="entries of the vocabulary compared, where the models differ in padding rows"
     )
-    budget_kl: float | None = None
-    budget_perplexity_ratio: float | None = None
     verdict: Verdict
+
+    @model_validator(mode="before")
+    @classmethod
+    def _of_version_1(cls, values: Any) -> Any:
+        """The three metrics that version 1 had as fields of their own."""
+        if not isinstance(values, dict) or "metrics" in values or "kl" not in values:
+            return values
+        before, after = values["baseline_perplexity"], values["compressed_perplexity"]
+        agreement = values["top1_agreement"]
+        ratio = {
+            "metric": "perplexity", "label": "perplexity", "unit": "ratio", "same": 1.0,
+            "baseline": before, "compressed": after, "value": after / before,
+            "interval": values["perplexity_ratio_interval"], "budget": values.get("budget_perplexity_ratio"),
+        }  # fmt: skip
+        kl = {
+            "metric": "kl", "label": "KL(baseline || compressed)", "unit": "nats per token", "same": 0.0,
+            "value": values["kl"], "interval": values["kl_interval"], "budget": values.get("budget_kl"),
+        }  # fmt: skip
+        top1 = {
+            "metric": "top1_agreement", "label": "same top-1 token", "unit": "share", "same": 1.0,
+            "value": agreement, "interval": (agreement, agreement), "higher_is_better": True,
+        }  # fmt: skip
+        folded = {"kl", "kl_interval", "top1_agreement", "baseline_perplexity", "compressed_perplexity"}
+        folded |= {"perplexity_ratio_interval", "budget_kl", "budget_perplexity_ratio"}
+        others = {key: value for key, value in values.items() if key not in folded}
+        return others | {"metrics": [ratio, kl, top1]}
+
+    def figure(self, metric: str) -> TextFigure:
+        """The row of a metric. Raises: KeyError where it was not measured."""
+        rows = {row.metric: row for row in self.metrics}
+        return rows[metric]
+
+    @property
+    def baseline_perplexity(self) -> float:
+        """exp of the baseline's mean negative log-likelihood per token."""
+        return self.figure("perplexity").baseline or math.nan
+
+    @property
+    def compressed_perplexity(self) -> float:
+        """The same of the compressed model."""
+        return self.figure("perplexity").compressed or math.nan
+
+    @property
+    def perplexity_ratio_interval(self) -> tuple[float, float]:
+        """95% interval of compressed / baseline."""
+        return self.figure("perplexity").interval
+
+    @property
+    def kl(self) -> float:
+        """Mean KL(baseline || compressed) of the next-token distribution, nats per token."""
+        return self.figure("kl").value
+
+    @property
+    def kl_interval(self) -> tuple[float, float]:
+        """95% interval of it."""
+        return self.figure("kl").interval
+
+    @property
+    def top1_agreement(self) -> float:
+        """Share of tokens where both rank the same next token first."""
+        return self.figure("top1_agreement").value
+
+    @property
+    def budget_kl(self) -> float | None:
+        """Largest KL that the suite accepts."""
+        return self.figure("kl").budget
+
+    @property
+    def budget_perplexity_ratio(self) -> float | None:
+        """Largest ratio of perplexities that the suite accepts."""
+        return self.figure("perplexity").budget
 
 
 class Overlap(Part):
@@ -246,6 +329,7 @@ class Speed(Part):
     model: Literal["baseline", "compressed"]
     engine: str
     engine_note: str
+    kernels: Kernels = "native"
     device: str
     dtype: str
     load_s: float = Field(description="from the start of loading to the first token computed")
@@ -275,6 +359,7 @@ class Evaluation(Part):
     baseline_cached: bool
     engine: str = Field(description="what computed the compressed model's numbers")
     engine_note: str = Field(description="the engine's own kernels, or our dequantized weights, and why")
+    kernels: Kernels = "native"
     device: str
     dtype: str
     seed: int

@@ -20,8 +20,10 @@ import torch
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.compress.dequantized import load_dequantized
-from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate import engines as engine
+from llmcompress.errors import LLMCompressError, third_party
+from llmcompress.evaluate import engines
+from llmcompress.models.config import max_positions, special_token
+from llmcompress.models.vocabulary import num_embeddings
 from llmcompress.report import Check
 
 ROWS, TOKENS = 4, 32
@@ -33,76 +35,89 @@ TIE = 1e-3
 
 
 def checks(
-    folder: Path, source: Checkpoint | None, missing: str, bound: float, seed: int, trust: bool
+    folder: Path, source: Checkpoint | None, missing: str, bound: float, seed: int, trust_remote_code: bool
 ) -> Iterator[Check]:
-    """logits, generation and engine; `missing` says why there is no source."""
+    """logits, generation and engine; `missing` says why there is no source.
+
+    The original and ours are in memory one after the other.
+    """
+    tokens_RS = original_RSV = None
+    if source is not None:
+        try:
+            original = engines.load(source.folder, "auto", trust_remote_code).model
+            tokens_RS = sample_tokens(original, seed)
+            original_RSV = centered_logits(original, tokens_RS)
+            del original
+        except LLMCompressError as error:
+            missing = f"the source does not load: {error.message}"
     try:
-        ours = load_dequantized(folder)
+        with third_party(f"{folder}: our reader fails"):
+            ours = load_dequantized(folder)
     except LLMCompressError as error:
         for name in ("logits", "generation", "engine"):
             yield Check(name=name, passed=False, detail=error.message)
         return
-    tokens_RS = sample_tokens(engine.load(source.folder, "auto", trust).model if source else ours, seed)
-    ours_RSV = centred_logits(ours, tokens_RS)
-    yield _logits(source, missing, bound, trust, tokens_RS, ours_RSV)
+    if tokens_RS is None:
+        tokens_RS = sample_tokens(ours, seed)
+    ours_RSV = centered_logits(ours, tokens_RS)
+    yield _logits(ours_RSV, original_RSV, tokens_RS, missing, bound)
     yield _generation(folder, ours, tokens_RS)
     del ours
-    yield _engine(folder, trust, tokens_RS, ours_RSV)
+    yield _engine(folder, trust_remote_code, tokens_RS, ours_RSV)
 
 
-def writes(folder: Path, seed: int, trust: bool) -> Check:
+def generation(folder: Path, seed: int, trust_remote_code: bool) -> Check:
     """The generation check of a checkpoint with plain weights, as transformers loads it."""
-    model = engine.load(folder, "auto", trust).model
+    model = engines.load(folder, "auto", trust_remote_code).model
     return _generation(folder, model, sample_tokens(model, seed))
 
 
 def sample_tokens(model: Any, seed: int) -> torch.Tensor:
     """int64 [R, S]: what `model` writes after its first token, drawn with `seed` from its own distribution."""
     config = model.config
-    first = next((one for one in (config.bos_token_id, config.eos_token_id) if isinstance(one, int)), 0)
-    vocabulary = int(model.get_input_embeddings().weight.shape[0])
-    longest = getattr(config, "max_position_embeddings", None) or TOKENS
-    length = min(TOKENS, int(longest))
+    special = (special_token(config, name) for name in ("bos_token_id", "eos_token_id"))
+    first = next((token for token in special if token is not None), 0)
+    vocabulary = num_embeddings(model)
+    length = min(TOKENS, max_positions(config) or TOKENS)
     rows_RS = torch.full((ROWS, 1), first if 0 <= first < vocabulary else 0, device=model.device)
     generator = torch.Generator().manual_seed(seed)
     with torch.inference_mode():
         while rows_RS.shape[1] < length:
-            logits_RV = model(input_ids=rows_RS, use_cache=False).logits[:, -1].float().cpu()
+            logits_RV = model(input_ids=rows_RS, use_cache=False).logits[:, -1, :vocabulary].float().cpu()
             drawn_R1 = torch.multinomial(logits_RV.softmax(-1).nan_to_num(1.0), 1, generator=generator)
             rows_RS = torch.cat((rows_RS, drawn_R1.to(rows_RS.device)), dim=1)
-    found_RS: torch.Tensor = rows_RS.cpu()
-    return found_RS
+    tokens_RS: torch.Tensor = rows_RS.cpu()
+    return tokens_RS
 
 
-def centred_logits(model: Any, tokens_RS: torch.Tensor) -> torch.Tensor:
+def centered_logits(model: Any, tokens_RS: torch.Tensor) -> torch.Tensor:
     """float64 [R, S, V] on the CPU, less the mean over V."""
     with torch.inference_mode():
         logits_RSV: torch.Tensor = model(input_ids=tokens_RS.to(model.device), use_cache=False).logits.double().cpu()
     return logits_RSV - logits_RSV.mean(-1, keepdim=True)
 
 
-def distance(one_RSV: torch.Tensor, original_RSV: torch.Tensor) -> float:
-    """||one - original||^2 / ||original||^2; NaN where either is not finite, infinite for other shapes."""
-    if one_RSV.shape != original_RSV.shape:
+def relative_error(logits_RSV: torch.Tensor, original_RSV: torch.Tensor) -> float:
+    """||logits - original||^2 / ||original||^2; NaN where either is not finite, infinite for other shapes."""
+    if logits_RSV.shape != original_RSV.shape:
         return float("inf")
-    return float((one_RSV - original_RSV).square().sum() / original_RSV.square().sum())
+    return float((logits_RSV - original_RSV).square().sum() / original_RSV.square().sum())
 
 
 def _logits(
-    source: Checkpoint | None, missing: str, bound: float, trust: bool, tokens_RS: torch.Tensor, ours_RSV: torch.Tensor
+    ours_RSV: torch.Tensor, original_RSV: torch.Tensor | None, tokens_RS: torch.Tensor, missing: str, bound: float
 ) -> Check:
     if not bool(torch.isfinite(ours_RSV).all()):
         return Check(name="logits", passed=False, detail=f"not all finite, on {tokens_RS.numel()} tokens")
-    if source is None:
+    if original_RSV is None:
         return Check(name="logits", passed=True, ran=False, detail=f"not compared: {missing}")
-    original_RSV = centred_logits(engine.load(source.folder, "auto", trust).model, tokens_RS)
-    found = distance(ours_RSV, original_RSV)
-    same = float((ours_RSV.argmax(-1) == original_RSV.argmax(-1)).double().mean())
-    detail = (
-        f"squared distance from the original's logits, over their own size: {found:.3g} (bound {bound:g}), on "
-        f"{tokens_RS.numel()} tokens that the original wrote; the same token first on {same:.1%} of them"
-    )
-    return Check(name="logits", passed=found <= bound, detail=detail)
+    error = relative_error(ours_RSV, original_RSV)
+    detail = f"squared distance from the original's logits, over their own size: {error:.3g} (bound {bound:g}), on "
+    detail += f"{tokens_RS.numel()} tokens that the original wrote"
+    if ours_RSV.shape == original_RSV.shape:
+        top1 = float((ours_RSV.argmax(-1) == original_RSV.argmax(-1)).double().mean())
+        detail += f"; the same top-1 token on {top1:.1%} of them"
+    return Check(name="logits", passed=error <= bound, detail=detail)
 
 
 def _generation(folder: Path, model: Any, tokens_RS: torch.Tensor) -> Check:
@@ -113,43 +128,43 @@ def _generation(folder: Path, model: Any, tokens_RS: torch.Tensor) -> Check:
     options: dict[str, Any] = {"max_new_tokens": NEW_TOKENS, "do_sample": False, "pad_token_id": 0}
     options["attention_mask"] = torch.ones_like(prompt_1S)
     try:
-        if (folder / "generation_config.json").is_file():
-            model.generation_config = GenerationConfig.from_pretrained(folder)
-        with torch.inference_mode():
-            written, again = (model.generate(prompt_1S, use_cache=use, **options)[0] for use in (True, False))
-    except engine.LOADING_ERRORS as error:
-        detail = f"generate() ends in {type(error).__name__}: {str(error).strip().splitlines()[0][:200]}"
-        return Check(name="generation", passed=False, detail=detail)
-    count, parted = len(written) - prompt_1S.shape[1], _parted(written, again)
-    same = parted is None or _tied(model, again[:parted], int(written[parted]), int(again[parted]))
-    said = "the same" if same else f"but other ones from token {parted} on"
-    detail = f"{count} tokens written greedily after {prompt_1S.shape[1]} with a cache, {said} without"
+        with third_party("generate() fails"):
+            if (folder / "generation_config.json").is_file():
+                model.generation_config = GenerationConfig.from_pretrained(folder)
+            with torch.inference_mode():
+                cached, uncached = (model.generate(prompt_1S, use_cache=use, **options)[0] for use in (True, False))
+    except LLMCompressError as error:
+        return Check(name="generation", passed=False, detail=error.message)
+    count, parted = len(cached) - prompt_1S.shape[1], _parted(cached, uncached)
+    same = parted is None or _tied(model, uncached[:parted], int(cached[parted]), int(uncached[parted]))
+    without = "the same" if same else f"but other ones from token {parted} on"
+    detail = f"{count} tokens written greedily after {prompt_1S.shape[1]} with a cache, {without} without"
     return Check(name="generation", passed=count > 0 and same, detail=detail)
 
 
-def _parted(one_S: torch.Tensor, other_S: torch.Tensor) -> int | None:
+def _parted(first_S: torch.Tensor, second_S: torch.Tensor) -> int | None:
     """The first place where two texts differ; the end of the shorter counts as none."""
-    length = min(len(one_S), len(other_S))
-    different = (one_S[:length] != other_S[:length]).nonzero()
+    length = min(len(first_S), len(second_S))
+    different = (first_S[:length] != second_S[:length]).nonzero()
     return int(different[0, 0]) if len(different) else None
 
 
-def _tied(model: Any, before_S: torch.Tensor, one: int, other: int) -> bool:
+def _tied(model: Any, before_S: torch.Tensor, first: int, second: int) -> bool:
     """Whether two tokens are so close after `before_S` that rounding decides between them."""
     with torch.inference_mode():
         logits_V = model(input_ids=before_S[None], use_cache=False).logits[0, -1]
-    return abs(float(logits_V[one] - logits_V[other])) < TIE
+    return abs(float(logits_V[first] - logits_V[second])) < TIE
 
 
-def _engine(folder: Path, trust: bool, tokens_RS: torch.Tensor, ours_RSV: torch.Tensor) -> Check:
+def _engine(folder: Path, trust_remote_code: bool, tokens_RS: torch.Tensor, ours_RSV: torch.Tensor) -> Check:
     """The layout's own engine, where it is installed, against our reading of the same files."""
-    reason = engine.unavailable(folder)
+    reason = engines.unavailable(folder)
     if reason is not None:
         return Check(name="engine", passed=True, ran=False, detail=f"not loaded by its own engine: {reason}")
     try:
-        loaded = engine.load(folder, "native", trust)
-    except LLMCompressError as error:
-        return Check(name="engine", passed=False, detail=error.message)
-    found = distance(centred_logits(loaded.model, tokens_RS), ours_RSV)
-    detail = f"{loaded.engine} and our reading: squared distance of their logits {found:.2g} (bound {ENGINE_BOUND:g})"
-    return Check(name="engine", passed=found <= ENGINE_BOUND, detail=detail)
+        loaded = engines.load(folder, "native", trust_remote_code)
+    except LLMCompressError as refusal:
+        return Check(name="engine", passed=False, detail=refusal.message)
+    error = relative_error(centered_logits(loaded.model, tokens_RS), ours_RSV)
+    detail = f"{loaded.engine} and our reading: squared distance of their logits {error:.2g} (bound {ENGINE_BOUND:g})"
+    return Check(name="engine", passed=error <= ENGINE_BOUND, detail=detail)

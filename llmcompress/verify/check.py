@@ -13,8 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.report import EngineVerdict
-from llmcompress.verify.facts import facts
-from llmcompress.verify.rules import judge, tables
+from llmcompress.verify.compatibility import facts, judge, tables
 
 
 class CheckSettings(BaseModel):

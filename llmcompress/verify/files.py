@@ -36,22 +36,22 @@ def tensors(folder: Path, report: RunReport, source: Checkpoint | None) -> Check
     """Every tensor that the model and the layout need is stored, and none besides but what the source had too."""
     from llmcompress.compress.roundtrip import row_scheme
     from llmcompress.formats.base import FORMATS
-    from llmcompress.models import meta as skeleton
+    from llmcompress.models import meta
 
     assert report.output is not None
     format = FORMATS.get(report.output.format) if report.output.quantized_parameters else None
     checkpoint = Checkpoint.open(folder)
     stored = set(checkpoint.stored)
-    model = skeleton.build(checkpoint, quantized="quantization_config" in checkpoint.config)
+    model = meta.build(checkpoint, quantized="quantization_config" in checkpoint.config)
     packed, replaced = set(), set()
     for row in report.linears:
         if format is not None and row.outcome != "skipped" and row.grid is not None:
             packed |= {f"{row.stem}.{suffix}" for suffix in format.suffixes(row_scheme(row))}
             replaced.add(f"{row.name}.weight")
-    found = skeleton.stored_names(model, stored)
-    needed = {name for name, _ in model.named_parameters()} - replaced - skeleton.tied_parameters(model)
-    missing = (packed - stored) | (needed - found.keys())
-    own = {found[name] for name in model.state_dict() if name in found and name not in replaced}
+    sources = meta.stored_names(model, stored)
+    needed = {name for name, _ in model.named_parameters()} - replaced - meta.tied_parameters(model)
+    missing = (packed - stored) | (needed - sources.keys())
+    own = {sources[name] for name in model.state_dict() if name in sources and name not in replaced}
     weights = {f"{row.stem}.weight" for row in report.linears if row.stem and row.outcome != "skipped"} - packed
     beside = set(source.stored) - weights if source else set()
     stray = stored - packed - (own - weights) - beside
@@ -67,8 +67,8 @@ def untouched(folder: Path, report: RunReport, source: Checkpoint) -> Check:
     names = [name for name in source.stored if name not in replaced]
     wrong = [name for name in names if not _same(checkpoint, source, name)]
     good = f"all {len(names)} tensors that were not quantized equal to the source's, byte for byte"
-    said = f"{len(wrong)} of {len(names)} tensors are not the source's: {_few(wrong)}"
-    return Check(name="untouched", passed=not wrong, detail=said if wrong else good)
+    bad = f"{len(wrong)} of {len(names)} tensors are not the source's: {_few(wrong)}"
+    return Check(name="untouched", passed=not wrong, detail=bad if wrong else good)
 
 
 def _same(checkpoint: Checkpoint, source: Checkpoint, name: str) -> bool:
@@ -85,9 +85,9 @@ def round_trip(folder: Path, report: RunReport) -> Check:
     assert report.output is not None
     count = sum(row.outcome != "skipped" for row in report.linears)
     wrong = mismatches(folder, report.output.format, report.linears)
-    said = f"{len(wrong)} of {count} linears differ from the solver's: {_few(wrong)}"
+    bad = f"{len(wrong)} of {count} linears differ from the solver's: {_few(wrong)}"
     good = f"all {count} linears unpacked from disk and equal bit for bit to the solver's"
-    return Check(name="round trip", passed=not wrong, detail=said if wrong else good)
+    return Check(name="round trip", passed=not wrong, detail=bad if wrong else good)
 
 
 def side_files(folder: Path, source: Checkpoint) -> Check:

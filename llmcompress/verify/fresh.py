@@ -2,88 +2,75 @@
 
 from __future__ import annotations
 
-import json
 import sys
 from collections.abc import Callable, Iterator
-from pathlib import Path
-from typing import Any
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.errors import LLMCompressError
+from llmcompress.errors import LLMCompressError, third_party
 from llmcompress.report import Check, RunReport
 from llmcompress.verify import behaviour, files
-from llmcompress.verify.stage import ANSWER, names_of, quantized
+from llmcompress.verify.stage import COMPUTED, PREFIX, Request, names_of, quantized
 
 
-def checks(folder: Path, settings: dict[str, Any]) -> Iterator[Check]:
+def checks(request: Request) -> Iterator[Check]:
     """Every check on one output folder, in the order of stage.py."""
-    report = RunReport.load(folder)
-    if not quantized(report):
-        yield from _plain(folder, report, settings)
+    folder, report = request.folder, RunReport.load(request.folder)
+    names = names_of(report)
+    source = original(report, request) if {"untouched", "side files", "logits"} & set(names) else None
+    checkpoint, missing = (source, "") if isinstance(source, Checkpoint) else (None, source or "")
+    comparisons: dict[str, Callable[[], Check]] = {
+        "files": lambda: files.digests(folder, report),
+        "tensors": lambda: files.tensors(folder, report, checkpoint),
+        "round trip": lambda: files.round_trip(folder, report),
+    }
+    if checkpoint is not None:
+        comparisons["untouched"] = lambda: files.untouched(folder, report, checkpoint)
+        comparisons["side files"] = lambda: files.side_files(folder, checkpoint)
+    for name in names:
+        if name in comparisons:
+            yield _run(name, comparisons[name])
+        elif name not in COMPUTED:
+            yield Check(name=name, passed=True, ran=False, detail=f"not run: {missing}")
+    if not request.settings.forward:
         return
-    source = original(report)
-    known = source if isinstance(source, Checkpoint) else None
-    missing = source if isinstance(source, str) else ""
-    yield _run("files", lambda: files.digests(folder, report))
-    yield _run("tensors", lambda: files.tensors(folder, report, known))
-    yield _against("untouched", known, missing, lambda it: files.untouched(folder, report, it))
-    yield _run("round trip", lambda: files.round_trip(folder, report))
-    yield _against("side files", known, missing, lambda it: files.side_files(folder, it))
-    if settings["forward"]:
-        trust = bool(report.recipe.get("trust_remote_code"))
-        yield from behaviour.checks(folder, known, missing, settings["logits_bound"], report.seed, trust)
+    trust, bound = request.trust_remote_code, request.settings.logits_bound
+    if quantized(report):
+        yield from behaviour.checks(folder, checkpoint, missing, bound, report.seed, trust)
+    elif "generation" in names:
+        yield _run("generation", lambda: behaviour.generation(folder, report.seed, trust))
 
 
-def _plain(folder: Path, report: RunReport, settings: dict[str, Any]) -> Iterator[Check]:
-    """The checks of an output without codes."""
-    yield _run("files", lambda: files.digests(folder, report))
-    if "tensors" in names_of(report):
-        yield _run("tensors", lambda: files.tensors(folder, report, None))
-    if "side files" in names_of(report):
-        source = original(report)
-        known, missing = (source, "") if isinstance(source, Checkpoint) else (None, source)
-        yield _against("side files", known, missing, lambda it: files.side_files(folder, it))
-    if "generation" in names_of(report) and settings["forward"]:
-        trust = bool(report.recipe.get("trust_remote_code"))
-        yield _run("generation", lambda: behaviour.writes(folder, report.seed, trust))
-
-
-def original(report: RunReport) -> Checkpoint | str:
+def original(report: RunReport, request: Request) -> Checkpoint | str:
     """The checkpoint that went in, or why it cannot be held against what came out."""
     if report.source is None:
         return "the report names no source"
     try:
-        found = Checkpoint.open(
+        checkpoint = Checkpoint.open(
             report.source.name,
             revision=report.source.revision,
-            trust_remote_code=bool(report.recipe.get("trust_remote_code")),
-            allow_pickle=bool(report.recipe.get("allow_pickle")),
+            trust_remote_code=request.trust_remote_code,
+            allow_pickle=request.allow_pickle,
         )
     except LLMCompressError as error:
         return f"the source is not there ({error.message})"
-    same = found.identity() == report.source.identity
-    return found if same else f"{report.source.name} is no longer the checkpoint that went in: its sha256 differs"
+    if checkpoint.identity() != report.source.identity:
+        return f"{report.source.name} is no longer the checkpoint that went in: its sha256 differs"
+    return checkpoint
 
 
 def _run(name: str, action: Callable[[], Check]) -> Check:
     """The check; what it meets on its way is its failure."""
     try:
-        return action()
+        with third_party("it cannot be run"):
+            return action()
     except LLMCompressError as error:
         return Check(name=name, passed=False, detail=error.message)
 
 
-def _against(name: str, source: Checkpoint | None, missing: str, action: Callable[[Checkpoint], Check]) -> Check:
-    if source is None:
-        return Check(name=name, passed=True, ran=False, detail=f"not run: {missing}")
-    return _run(name, lambda: action(source))
-
-
 def main() -> None:
-    """Print an answer line for each check of the folder that the first argument names."""
-    asked = json.loads(sys.argv[1])
-    for check in checks(Path(asked["folder"]), asked["settings"]):
-        sys.stdout.write(f"{ANSWER}{check.model_dump_json()}\n")
+    """Print a line for each check that the first argument asks for."""
+    for check in checks(Request.model_validate_json(sys.argv[1])):
+        sys.stdout.write(f"{PREFIX}{check.model_dump_json()}\n")
         sys.stdout.flush()
 
 

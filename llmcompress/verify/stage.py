@@ -15,10 +15,10 @@ check that cannot be run here (the source is gone, the engine is not installed) 
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import IO
 
@@ -26,6 +26,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError
+from llmcompress.models.tasks import task
 from llmcompress.report import ADAPTER, Check, RunReport
 
 STATIC = ("files", "tensors", "untouched", "round trip", "side files")
@@ -35,8 +36,8 @@ MERGED = ("files", "tensors", "side files", "generation")
 """What is checked of a student and of a merged checkpoint; what their making checked is kept beside it."""
 FILES_ALONE = ("files",)
 """The same for an adapter's folder, which holds no model, and for an encoder, which generates nothing."""
-ANSWER = "llmcompress-verify "
-"""How a line with a check or an error starts on the fresh process's stdout; whatever else is there, libraries wrote."""
+PREFIX = "llmcompress-verify "
+"""How a line with a check starts on the fresh process's stdout; whatever else is there, libraries wrote."""
 
 
 class VerifySettings(BaseModel):
@@ -53,8 +54,28 @@ class VerifySettings(BaseModel):
     )
 
 
-def verify(folder: Path, settings: VerifySettings, *, progress: Progress) -> list[Check]:
+class Request(BaseModel):
+    """What the process is asked, in JSON: a folder, the settings of the stage, and what its caller consents to."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    folder: Path
+    settings: VerifySettings
+    trust_remote_code: bool = False
+    allow_pickle: bool = False
+
+
+def verify(
+    folder: Path,
+    settings: VerifySettings,
+    *,
+    progress: Progress,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+) -> list[Check]:
     """Every check on one output folder, in order; none stops the others.
+
+    trust_remote_code, allow_pickle: what the caller consents to of the source; a report is never asked.
 
     Raises: LLMCompressError when the folder has no report to hold it against.
     """
@@ -63,19 +84,20 @@ def verify(folder: Path, settings: VerifySettings, *, progress: Progress) -> lis
         raise LLMCompressError(f"{folder}: its report names no quantized checkpoint")
     names = [name for name in names_of(report) if settings.forward or name not in COMPUTED]
     checks = [check for check in report.checks if check.name not in names] if not quantized(report) else []
-    with progress.step("verifying", len(names)) as bar:
-        process = _fresh(folder, settings)
-        assert process.stdout is not None and process.stderr is not None
-        for check in _answers(process.stdout):
-            checks.append(check)
-            bar.advance(1, check.name)
-        said = process.stderr.read()
+    request = Request(folder=folder, settings=settings, trust_remote_code=trust_remote_code, allow_pickle=allow_pickle)
+    with progress.step("verifying", len(names)) as bar, tempfile.TemporaryFile("w+") as messages:
+        process = _fresh(request, messages)
+        assert process.stdout is not None
+        for line in process.stdout:
+            if line.startswith(PREFIX):
+                checks.append(Check.model_validate_json(line.removeprefix(PREFIX)))
+                bar.advance(1, checks[-1].name)
         code = process.wait()
-    missing = [name for name in names if name not in {check.name for check in checks}]
-    if missing:
-        detail = f"the process ended with code {code} before it: {_last_line(said)}"
-        checks += [Check(name=name, passed=False, detail=detail) for name in missing]
-    return checks
+        messages.seek(0)
+        last = (messages.read().strip().splitlines() or ["it wrote nothing"])[-1][:300]
+    done = {check.name for check in checks}
+    detail = f"the process ended with code {code} before it: {last}"
+    return checks + [Check(name=name, passed=False, detail=detail) for name in names if name not in done]
 
 
 def quantized(report: RunReport) -> bool:
@@ -88,30 +110,21 @@ def names_of(report: RunReport) -> tuple[str, ...]:
     if quantized(report):
         return STATIC + COMPUTED
     assert report.output is not None
-    causal = report.distillation is None or report.distillation.kind == "causal"
-    if report.output.format == ADAPTER or not causal:
+    generates = report.distillation is None or task(report.distillation.kind).generates
+    if report.output.format == ADAPTER or not generates:
         return FILES_ALONE
     return MERGED if report.merge is not None and report.distillation is None else PLAIN
 
 
-def _fresh(folder: Path, settings: VerifySettings) -> subprocess.Popen[str]:
-    """A Python with our own code first on its path, whatever is installed."""
+def _fresh(request: Request, messages: IO[str]) -> subprocess.Popen[str]:
+    """A Python with our own code first on its path, whatever is installed; its stderr goes to a file, which cannot
+    fill up and stop it as a pipe that nobody reads does."""
     root = str(Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
-    asked = json.dumps({"folder": str(folder), "settings": settings.model_dump()})
-    command = [sys.executable, "-m", "llmcompress.verify.fresh", asked]
-    environment = os.environ | {"PYTHONPATH": path}
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
-
-
-def _answers(lines: IO[str]) -> list[Check]:
-    found = []
-    for line in lines:
-        if line.startswith(ANSWER):
-            found.append(Check.model_validate_json(line.removeprefix(ANSWER)))
-    return found
-
-
-def _last_line(text: str) -> str:
-    lines = text.strip().splitlines()
-    return lines[-1][:300] if lines else "it said nothing"
+    return subprocess.Popen(
+        [sys.executable, "-m", "llmcompress.verify.fresh", request.model_dump_json()],
+        stdout=subprocess.PIPE,
+        stderr=messages,
+        text=True,
+        env=os.environ | {"PYTHONPATH": path},
+    )

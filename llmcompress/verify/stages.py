@@ -25,7 +25,10 @@ class Verify(Stage):
         """Run every check in a process of its own."""
         from llmcompress.verify.stage import verify
 
-        work.report.checks = verify(work.out, settings, progress=work.progress)
+        work.report.checks = verify(
+            work.out, settings, progress=work.progress,
+            trust_remote_code=work.trust_remote_code, allow_pickle=work.allow_pickle,
+        )  # fmt: skip
 
     def summary(self, report: RunReport) -> list[str]:
         """How many checks passed, which were not run, and each that failed."""

@@ -233,7 +233,9 @@ def test_another_baseline_than_the_original_is_said(tmp_path: Path) -> None:
 
 def test_a_suite_without_budgets_has_no_verdict(tmp_path: Path) -> None:
     report = full_report()
-    text = report.evaluations[0].texts[0].model_copy(update={"budget_kl": None, "budget_perplexity_ratio": None})
+    text = report.evaluations[0].texts[0].model_copy(deep=True)
+    for figure in text.metrics:
+        figure.budget = None
     report.evaluations[0] = report.evaluations[0].model_copy(update={"tasks": [], "texts": [text], "verdict": "pass"})
     card = draw(report, tmp_path)
     assert "Suite `tiny`: no budget was set" in card

@@ -29,7 +29,8 @@ def versions(tmp_path: Path) -> Callable[..., list[Path]]:
             assert report.output is not None
             report.output.weights_bytes = size
             for text in report.evaluations[0].texts:
-                text.kl, text.kl_interval = kl, (kl * 0.9, kl * 1.1)
+                figure = text.figure("kl")
+                figure.value, figure.interval = kl, (kl * 0.9, kl * 1.1)
             report.save(tmp_path / f"v{index}")
             folders.append(tmp_path / f"v{index}")
         return folders

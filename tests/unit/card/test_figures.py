@@ -25,7 +25,8 @@ def test_a_budget_lies_on_the_side_of_the_loss_and_may_be_missing() -> None:
     report = full_report()
     evaluation = report.evaluations[0]
     task = evaluation.tasks[0].model_copy(update={"higher_is_better": False})
-    text = evaluation.texts[0].model_copy(update={"budget_kl": None})
+    text = evaluation.texts[0].model_copy(deep=True)
+    text.figure("kl").budget = None
     shown = panels([evaluation.model_copy(update={"tasks": [task], "texts": [text]})])
     assert shown[0].bars[0].budget == 0.02
     assert (shown[1].bars[0].budget, shown[1].bars[0].verdict) == (None, NO_BUDGET)

@@ -13,8 +13,7 @@ import torch
 from llmcompress.config.recipe import Recipe
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate import adapted
-from llmcompress.evaluate import engines as engine
+from llmcompress.evaluate import adapted, engines
 from llmcompress.pipeline.run import run
 from tests.unit.evaluate.conftest import WORDS
 
@@ -46,11 +45,11 @@ def test_base_and_adapter_compute_what_plain_peft_does(trained: tuple[Path, Path
     plain = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32).eval()
     before = logits(plain)
     expected = logits(PeftModel.from_pretrained(plain, adapter).eval())
-    loaded = engine.load(adapter)
+    loaded = engines.load(adapter)
     torch.testing.assert_close(logits(loaded.model), expected, rtol=0, atol=0)
     assert (expected - before).abs().max() > 0.01, "the adapter changes nothing, so nothing was tested"
     assert loaded.engine.startswith("peft ") and "held in full precision" in loaded.note
-    assert engine.max_positions(adapter) == 64 and adapted.is_adapter(adapter) and not adapted.is_adapter(base)
+    assert engines.max_positions(adapter) == 64 and adapted.is_adapter(adapter) and not adapted.is_adapter(base)
 
 
 def test_without_a_report_the_config_names_the_base(trained: tuple[Path, Path], tmp_path: Path) -> None:
@@ -58,7 +57,7 @@ def test_without_a_report_the_config_names_the_base(trained: tuple[Path, Path], 
     other = Path(shutil.copytree(adapter, tmp_path / "adapter"))
     shutil.rmtree(other / "llmcompress")
     assert adapted.base_of(other).folder == base
-    torch.testing.assert_close(logits(engine.load(other).model), logits(engine.load(adapter).model))
+    torch.testing.assert_close(logits(engines.load(other).model), logits(engines.load(adapter).model))
     config = json.loads((other / "adapter_config.json").read_text())
     for value in (None, ""):
         (other / "adapter_config.json").write_text(json.dumps(config | {"base_model_name_or_path": value}))
@@ -74,10 +73,10 @@ def test_a_base_that_changed_or_is_gone_is_refused(trained: tuple[Path, Path]) -
     try:
         assert config.read_text() != kept
         with pytest.raises(LLMCompressError, match="no longer the checkpoint that this adapter was trained on"):
-            engine.load(adapter)
+            engines.load(adapter)
         base.rename(base.with_name("moved"))
         with pytest.raises(LLMCompressError, match="base"):
-            engine.load(adapter)
+            engines.load(adapter)
     finally:
         if not base.exists():
             base.with_name("moved").rename(base)

@@ -180,7 +180,7 @@ def test_an_adapter_of_others_is_named_as_unknown(dense: Path, rows: Path, tmp_p
     shutil.rmtree(adapter / "llmcompress")
     folder = made(dense, tmp_path / "merged", {"merge": {"adapters": [str(adapter)], "measure": False}})
     (row,) = overlaps(RunReport.load(folder), {"facts": ["x"]})
-    assert row.text == "data of adapter adapter" and "what it learned is not known" in str(row.note)
+    assert row.text == "data of adapter adapter" and "what it was trained on is not known" in str(row.note)
 
 
 def test_a_base_that_was_trained_is_followed_too(dense: Path, rows: Path, tmp_path: Path) -> None:

@@ -18,7 +18,9 @@ from tests.unit.card.sample_report import full_report
 def test_both_models_are_timed_in_turn(dense: Path, make_checkpoint: object, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[tuple[Path, str]] = []
     ask = _Worker.ask
-    monkeypatch.setattr(_Worker, "ask", lambda self, what: asked.append((self._folder, what)) or ask(self, what))
+    monkeypatch.setattr(
+        _Worker, "ask", lambda self, command: asked.append((self._folder, command)) or ask(self, command)
+    )
     other = make_checkpoint(num_hidden_layers=1)  # type: ignore[operator]
     settings = MeasureSettings(prompt_tokens=500, new_tokens=4, rounds=3)
     found = measure(other, Checkpoint.open(dense), settings, progress=Silent())

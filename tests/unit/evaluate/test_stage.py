@@ -226,5 +226,46 @@ def test_a_student_with_other_padding_rows_against_its_teacher(
     student, heard = make_checkpoint(seed=5, num_hidden_layers=1, vocab_size=vocabulary + 8), Heard()
     result = compare(student, dense, declare(), heard)
     assert result.texts[0].shared_entries == vocabulary and result.texts[0].kl > 0
-    assert any(f"{vocabulary} and {vocabulary + 8} entries for the same tokens" in line for line in heard.lines)
+    assert any(f"{vocabulary} and {vocabulary + 8} rows of logits for the same" in line for line in heard.lines)
     assert compare(dense, student, declare()).texts[0].shared_entries == vocabulary
+
+
+def test_a_token_of_a_text_without_a_row_is_one_line(dense: Path, declare: Declare, tmp_path: Path) -> None:
+    import shutil
+
+    from llmcompress.checkpoint.tokenizer import load_tokenizer
+
+    grown = Path(shutil.copytree(dense, tmp_path / "grown"))
+    tokenizer = load_tokenizer(grown)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(grown)
+    suite = declare(tasks=[])
+    path = suite.parent / "text.txt"
+    path.write_text("zebra " + path.read_text(encoding="utf-8"), encoding="utf-8")
+    with pytest.raises(
+        LLMCompressError, match=r"grown/tokenizer\.json: token 'zebra' has id 19, and the model embeds 19"
+    ):
+        compare(grown, grown, suite)
+
+
+def test_a_token_of_a_task_without_a_row_is_one_line(dense: Path, declare: Declare, tmp_path: Path) -> None:
+    """Requests are made by lm-eval, so the model itself asks."""
+    import shutil
+
+    from llmcompress.checkpoint.tokenizer import load_tokenizer
+
+    grown = Path(shutil.copytree(dense, tmp_path / "grown"))
+    tokenizer = load_tokenizer(grown)
+    tokenizer.add_tokens(["zebra"])
+    tokenizer.save_pretrained(grown)
+    suite = declare(texts=[])
+    items = suite.parent / "data" / "items.jsonl"
+    items.write_text(items.read_text(encoding="utf-8").replace("the old", "the zebra"), encoding="utf-8")
+    with pytest.raises(LLMCompressError, match=r"grown/tokenizer\.json: token 'zebra' has id 19"):
+        compare(grown, grown, suite)
+
+
+def test_a_budget_of_an_unknown_metric_is_refused_before_anything_runs(dense: Path, declare: Declare) -> None:
+    suite = declare(texts=[{"name": "words", "file": "text.txt", "seq_len": 32, "budgets": {"kld": 0.1}}])
+    with pytest.raises(LLMCompressError, match="text words: unknown text metric 'kld'; known: kl, perplexity"):
+        compare(dense, dense, suite)

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import pytest
 import torch
 
 from llmcompress.errors import LLMCompressError
-from llmcompress.evaluate.text import compare_rows, read_text, rows_at_once, shared_entries, token_rows
+from llmcompress.evaluate.text import compare_rows, read_text, rows_at_once, token_rows
+from llmcompress.models.divergence import kl
 
 
 class Table:
@@ -18,12 +18,11 @@ class Table:
 
     def __init__(self, logits_VV: torch.Tensor) -> None:
         self.logits_VV = logits_VV
-        self.device = logits_VV.device
         self.seen: list[torch.Tensor] = []
 
-    def __call__(self, input_ids: torch.Tensor, use_cache: bool) -> Any:
-        self.seen.append(input_ids)
-        return SimpleNamespace(logits=self.logits_VV[input_ids])
+    def __call__(self, tokens_BS: torch.Tensor) -> torch.Tensor:
+        self.seen.append(tokens_BS)
+        return self.logits_VV[tokens_BS]
 
 
 class Words:
@@ -45,21 +44,24 @@ def softmax(logits: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 @pytest.mark.parametrize("chunk_bytes", [32 << 20, 8 * 11 * 3])
 def test_figures_equal_a_float64_formula(chunk_bytes: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("llmcompress.evaluate.text.CHUNK_BYTES", chunk_bytes)
+    monkeypatch.setattr("llmcompress.models.divergence.TABLE_BYTES", chunk_bytes)
     generator = torch.Generator().manual_seed(0)
     base = 3 * torch.randn(11, 11, generator=generator)
     comp = base + 0.3 * torch.randn(11, 11, generator=generator)
     tokens = torch.randint(0, 11, (5, 9), generator=generator)
-    stats = compare_rows(Table(base), Table(comp), tokens, batch_size=2)
+    figures = compare_rows(Table(base), Table(comp), tokens, batch_size=2)
+    perplexity = figures.by_metric["perplexity"]
+    assert perplexity.baseline_N is not None and perplexity.compressed_N is not None
+    assert (perplexity.pair_N == perplexity.compressed_N - perplexity.baseline_N).all()
     p, q = softmax(base.double().numpy()), softmax(comp.double().numpy())
     for row, ids in enumerate(tokens.numpy()):
         now, after = ids[:-1], ids[1:]
-        assert stats.baseline_nll_N[row] == pytest.approx(-np.log(p[now, after]).mean(), rel=1e-12)
-        assert stats.compressed_nll_N[row] == pytest.approx(-np.log(q[now, after]).mean(), rel=1e-12)
+        assert perplexity.baseline_N[row] == pytest.approx(-np.log(p[now, after]).mean(), rel=1e-12)
+        assert perplexity.compressed_N[row] == pytest.approx(-np.log(q[now, after]).mean(), rel=1e-12)
         kl = (p * np.log(p / q)).sum(-1)
-        assert stats.kl_N[row] == pytest.approx(kl[now].mean(), rel=1e-10)
-        assert stats.agreement_N[row] == (p.argmax(-1) == q.argmax(-1))[now].mean()
-    assert stats.tokens_per_row == 8
+        assert figures.by_metric["kl"].pair_N[row] == pytest.approx(kl[now].mean(), rel=1e-10)
+        assert figures.by_metric["top1_agreement"].pair_N[row] == (p.argmax(-1) == q.argmax(-1))[now].mean()
+    assert (figures.tokens_per_row, figures.num_tokens) == (8, 40)
 
 
 def test_padding_rows_are_left_out_of_both_distributions() -> None:
@@ -69,26 +71,10 @@ def test_padding_rows_are_left_out_of_both_distributions() -> None:
     tokens = torch.arange(14).reshape(2, 7) % 7
     plain = compare_rows(Table(base), Table(comp), tokens, batch_size=2)
     padded = compare_rows(Table(base), Table(wide), tokens, batch_size=2, entries=7)
-    assert (padded.kl_N == plain.kl_N).all() and (padded.compressed_nll_N == plain.compressed_nll_N).all()
+    for name, row in plain.by_metric.items():
+        assert (padded.by_metric[name].pair_N == row.pair_N).all()
     with pytest.raises(LLMCompressError, match="7 entries and 10"):
         compare_rows(Table(base), Table(wide), tokens, batch_size=2)
-
-
-def test_which_entries_two_models_share() -> None:
-    tokens = {"a": 0, "b": 1, "c": 2}
-    assert shared_entries((4, 4), (tokens, {})) is None
-    assert shared_entries((4, 6), (tokens, dict(tokens))) == shared_entries((6, 4), (tokens, dict(tokens))) == 4
-    for widths, other in (((4, 6), {"a": 0}), ((2, 6), dict(tokens))):
-        with pytest.raises(LLMCompressError, match=f"{widths[0]} entries and {widths[1]}, for 3 tokens"):
-            shared_entries(widths, (tokens, other))
-
-
-def test_a_model_and_itself_do_not_differ() -> None:
-    table = torch.randn(7, 7, generator=torch.Generator().manual_seed(0))
-    stats = compare_rows(Table(table), Table(table.clone()), torch.arange(14).reshape(2, 7) % 7, batch_size=8)
-    assert (stats.kl_N == 0).all()
-    assert (stats.agreement_N == 1).all()
-    assert (stats.baseline_nll_N == stats.compressed_nll_N).all()
 
 
 def test_both_models_see_the_same_batches_and_every_row_once() -> None:
@@ -151,3 +137,52 @@ def test_batches_shrink_where_logits_would_not_fit() -> None:
     assert rows_at_once(16, 256, 2048) == 16
     assert rows_at_once(16, 2048, 10_000) == 6
     assert rows_at_once(16, 8192, 256_000) == 1
+
+
+def test_a_metric_is_one_entry_and_flows_to_the_report(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A throw-away metric: reverse KL, whose budget the suite names."""
+    from llmcompress.evaluate import results, text, text_metrics
+    from llmcompress.evaluate.suite import TextEntry
+
+    reverse = text_metrics.TextMetric("reverse_kl", "KL(q || p)", "nats", 0.0, of_both=lambda p, q: kl(q, p))
+    for module in (text, results, text_metrics):
+        monkeypatch.setattr(module, "TEXT_METRICS", (*text_metrics.TEXT_METRICS, reverse), raising=False)
+    base = torch.randn(7, 7, generator=torch.Generator().manual_seed(0))
+    comp = torch.randn(7, 7, generator=torch.Generator().manual_seed(1))
+    tokens = torch.arange(28).reshape(4, 7) % 7
+    figures = compare_rows(Table(base), Table(comp), tokens, batch_size=2)
+    swapped = compare_rows(Table(comp), Table(base), tokens, batch_size=2)
+    assert figures.by_metric["reverse_kl"].pair_N == pytest.approx(swapped.by_metric["kl"].pair_N)
+    entry = TextEntry(name="t", file="t.txt", budgets={"reverse_kl": 1e-6, "top1_agreement": 1.0})
+    result = results.text_result(entry, figures, seed=0)
+    row = result.figure("reverse_kl")
+    assert (row.budget, row.verdict, result.verdict) == (1e-6, "fail", "fail")
+    assert result.figure("top1_agreement").verdict == "pass" and result.figure("kl").verdict is None
+    assert type(result).model_validate_json(result.model_dump_json()) == result
+    with pytest.raises(LLMCompressError, match="unknown text metric 'reverse_lk'"):
+        text_metrics.text_metric("reverse_lk")
+
+
+def test_every_metric_says_what_two_equal_models_give() -> None:
+    from llmcompress.evaluate.text_metrics import TEXT_METRICS
+
+    table = torch.randn(7, 7, generator=torch.Generator().manual_seed(0))
+    figures = compare_rows(Table(table), Table(table), torch.arange(14).reshape(2, 7) % 7, batch_size=2)
+    for metric in TEXT_METRICS:
+        assert (metric.of_one is None) != (metric.of_both is None)
+        values = {metric.scale(float(value)) for value in figures.by_metric[metric.name].pair_N}
+        assert values == {metric.same} and metric.loss((metric.same, metric.same))[1] <= max(metric.same, 0)
+
+
+def test_a_result_of_the_first_version_is_read() -> None:
+    from llmcompress.report import TextResult
+
+    old = {
+        "name": "t", "num_tokens": 9, "seq_len": 3, "baseline_perplexity": 2.0, "compressed_perplexity": 3.0,
+        "perplexity_ratio_interval": [1.4, 1.6], "kl": 0.1, "kl_interval": [0.05, 0.2], "top1_agreement": 0.9,
+        "shared_entries": None, "budget_kl": 0.15, "budget_perplexity_ratio": None, "verdict": "inconclusive",
+    }  # fmt: skip
+    result = TextResult.model_validate(old)
+    assert (result.kl, result.kl_interval, result.top1_agreement) == (0.1, (0.05, 0.2), 0.9)
+    assert (result.baseline_perplexity, result.compressed_perplexity) == (2.0, 3.0)
+    assert (result.figure("perplexity").value, result.budget_kl, result.budget_perplexity_ratio) == (1.5, 0.15, None)

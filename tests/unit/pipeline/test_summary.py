@@ -30,10 +30,12 @@ def test_sizes_are_those_of_what_was_made(format: str, quantized: int, said: str
 def test_a_text_without_a_budget_has_no_verdict() -> None:
     report = full_report()
     text = report.evaluations[0].texts[0]
-    text.budget_kl, text.budget_perplexity_ratio, text.verdict = None, None, "pass"
-    assert f"KL {text.kl:.5f}  no budget" in summary(Path("out"), report)
-    text.budget_kl = 0.05
-    assert f"KL {text.kl:.5f}  pass" in summary(Path("out"), report)
+    text.verdict = "pass"
+    for figure in text.metrics:
+        figure.budget = None
+    assert f"same top-1 token {text.top1_agreement:.5f}  no budget" in summary(Path("out"), report)
+    text.figure("kl").budget = 0.05
+    assert f"same top-1 token {text.top1_agreement:.5f}  pass" in summary(Path("out"), report)
 
 
 def test_tuning_says_what_it_gained_and_whether_it_was_kept() -> None:

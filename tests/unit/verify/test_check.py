@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import EngineVerdict
 from llmcompress.verify.check import CheckSettings, check
-from llmcompress.verify.rules import TABLES, tables
+from llmcompress.verify.compatibility import TABLES, tables
 
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 GPTQ = {"quant_method": "gptq", "checkpoint_format": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False, "lm_head": False}  # fmt: skip
@@ -102,7 +102,7 @@ def test_nf4_loads_in_transformers_and_not_in_vllm(verdicts: Callable[..., dict[
     assert said(found["vllm"]) == ["layout"] and said(found["transformers"]) == []
     ragged = verdicts({"quant_method": "bitsandbytes", "load_in_4bit": True}, bnb_linear, 64, 96)
     assert said(ragged["transformers"]) == ["bnb-cpu-in"]
-    assert "model.layers.0.mlp.down_proj: 96" in ragged["transformers"].findings[0].detail
+    assert "96 in 12 linears (model.layers.0.mlp.down_proj first)" in ragged["transformers"].findings[0].detail
 
 
 def test_two_bits_in_compressed_tensors_warn_of_the_kernel(verdicts: Callable[..., dict[str, EngineVerdict]]) -> None:

@@ -12,7 +12,7 @@ from llmcompress.console import Silent
 from llmcompress.pipeline.run import run
 from llmcompress.report import Check, RunReport
 from llmcompress.verify.fresh import checks
-from llmcompress.verify.stage import VerifySettings
+from llmcompress.verify.stage import Request, VerifySettings
 from tests.unit.finetune.conftest import model, recipe, rows  # noqa: F401
 
 
@@ -24,7 +24,7 @@ def merged(model: Path, rows: Path, tmp_path: Path) -> Path:  # noqa: F811
 
 
 def failed(folder: Path) -> dict[str, str]:
-    found: list[Check] = list(checks(folder, VerifySettings().model_dump()))
+    found: list[Check] = list(checks(Request(folder=folder, settings=VerifySettings())))
     assert [one.name for one in found] == ["files", "tensors", "side files", "generation"]
     return {one.name: one.detail for one in found if not one.passed}
 
@@ -66,5 +66,5 @@ def test_what_was_changed_afterwards_is_named(
 
 def test_a_source_that_is_gone_is_said(merged: Path, model: Path) -> None:  # noqa: F811
     model.rename(model.with_name("moved"))
-    found = {one.name: one for one in checks(merged, VerifySettings().model_dump())}
+    found = {one.name: one for one in checks(Request(folder=merged, settings=VerifySettings()))}
     assert not found["side files"].ran and "the source is not there" in found["side files"].detail

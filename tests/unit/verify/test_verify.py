@@ -6,21 +6,23 @@ import json
 import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.config.recipe import Recipe
 from llmcompress.console import Silent
+from llmcompress.errors import LLMCompressError
 from llmcompress.pipeline.run import run
 from llmcompress.report import Check, RunReport
 from llmcompress.verify import fresh
-from llmcompress.verify.behaviour import distance
-from llmcompress.verify.stage import COMPUTED, STATIC, VerifySettings, verify
+from llmcompress.verify.behaviour import relative_error
+from llmcompress.verify.stage import COMPUTED, STATIC, Request, VerifySettings, verify
 from tests import tiny_models
 
-SETTINGS = VerifySettings().model_dump()
 LINEAR = "model.layers.0.mlp.down_proj"
 
 
@@ -43,8 +45,8 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made / "gptq", tmp_path / "gptq"))
 
 
-def checked(folder: Path, **settings: object) -> dict[str, Check]:
-    return {check.name: check for check in fresh.checks(folder, SETTINGS | settings)}
+def checked(folder: Path, **settings: Any) -> dict[str, Check]:
+    return {check.name: check for check in fresh.checks(Request(folder=folder, settings=VerifySettings(**settings)))}
 
 
 def failed(found: dict[str, Check]) -> list[str]:
@@ -218,9 +220,55 @@ def test_a_process_that_dies_fails_what_it_did_not_reach(folder: Path, monkeypat
     assert tuple(found) == STATIC and "not valid JSON" in found["tensors"].detail
 
 
-def test_distance_is_what_it_says() -> None:
+def test_the_relative_error_is_what_it_says() -> None:
     original = torch.tensor([[[3.0, -3.0]]], dtype=torch.float64)
-    assert distance(original, original) == 0
-    assert distance(torch.zeros_like(original), original) == 1
-    assert distance(-original, original) == 4
-    assert distance(torch.zeros(1, 1, 3), original) == float("inf")
+    assert relative_error(original, original) == 0
+    assert relative_error(torch.zeros_like(original), original) == 1
+    assert relative_error(-original, original) == 4
+    assert relative_error(torch.zeros(1, 1, 3), original) == float("inf")
+
+
+@pytest.mark.parametrize("consent", [False, True])
+def test_a_reports_recipe_is_not_asked_for_consent(
+    consent: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    given: list[tuple[object, object]] = []
+    report = RunReport.load(folder)
+    report.recipe |= {"trust_remote_code": True, "allow_pickle": True}
+    report.save(folder)
+
+    def refuse(name: str, **asked: object) -> Checkpoint:
+        given.append((asked["trust_remote_code"], asked["allow_pickle"]))
+        raise LLMCompressError("not today")
+
+    monkeypatch.setattr("llmcompress.verify.fresh.Checkpoint.open", refuse)
+    request = Request(
+        folder=folder, settings=VerifySettings(forward=False), trust_remote_code=consent, allow_pickle=consent
+    )
+    assert "not today" in fresh.original(report, request)
+    assert given == [(consent, consent)]
+
+
+def test_what_a_check_does_not_expect_is_its_own_failure(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Check:
+        raise RecursionError("too deep")
+
+    monkeypatch.setattr("llmcompress.verify.files.round_trip", fail)
+    found = checked(folder, forward=False)
+    assert failed(found) == ["round trip"] and "RecursionError: too deep" in found["round trip"].detail
+
+
+def test_a_source_that_does_not_load_leaves_the_rest_to_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from llmcompress.evaluate import engines
+
+    load = engines.load
+
+    def refuse_the_source(path: Path, *how: object) -> object:
+        if path != folder:
+            raise LLMCompressError("no such architecture")
+        return load(path, *how)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(engines, "load", refuse_the_source)
+    found = checked(folder)
+    assert not failed(found) and not found["logits"].ran and found["generation"].ran
+    assert "the source does not load: no such architecture" in found["logits"].detail

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.evaluate.cache import BaselineCache, cache_folder
+from llmcompress.evaluate.baseline import BaselineCache, cache_folder
 from llmcompress.evaluate.harness import Item, TaskRun
 
 RUN = TaskRun(
