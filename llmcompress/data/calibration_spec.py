@@ -20,12 +20,13 @@ from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError,
 from pydantic_core import ErrorDetails
 
 from llmcompress import resources
-from llmcompress.data.documents import SUFFIXES
+from llmcompress.data.sources import ACCEPTED, SUFFIXES
 from llmcompress.errors import LLMCompressError, raise_all, unknown
 
 CHAT_FIELD = "messages"
 YAML_SUFFIXES = (".yaml", ".yml")
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
+OWNED_HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
 class Dataset(BaseModel):
@@ -46,7 +47,7 @@ class CalibrationSpec(BaseModel):
 
     name: str = Field(min_length=1)
     description: str = ""
-    text: str | None = Field(None, description="a .txt or .jsonl file beside the YAML")
+    text: str | None = Field(None, description=f"a file beside the YAML, one of {', '.join(SUFFIXES)}")
     dataset: Dataset | None = Field(None, validate_default=True)
     field: str = Field("text", min_length=1, description="of a .jsonl line or a dataset row; messages = conversations")
     chat_template: bool = Field(False, description="render with the tokenizer's template, one document per row")
@@ -62,7 +63,7 @@ class CalibrationSpec(BaseModel):
     @classmethod
     def _known_suffix(cls, text: str | None) -> str | None:
         if text is not None and Path(text).suffix not in SUFFIXES:
-            raise ValueError(f"must end in {' or '.join(SUFFIXES)}")
+            raise ValueError(f"must end in one of {', '.join(SUFFIXES)}")
         return text
 
     @field_validator("dataset")
@@ -76,7 +77,7 @@ class CalibrationSpec(BaseModel):
     @classmethod
     def _field_has_a_place(cls, field: str, info: ValidationInfo) -> str:
         if field != "text" and str(info.data.get("text")).endswith(".txt"):
-            raise ValueError("a .txt file has no fields; only a .jsonl file or a dataset has")
+            raise ValueError("a .txt file has no fields; other files and datasets have")
         return field
 
     @field_validator("sha256")
@@ -85,6 +86,11 @@ class CalibrationSpec(BaseModel):
         if sha256 is not None and info.data.get("dataset") is not None:
             raise ValueError("belongs to a `text` file; pin a dataset by its `revision`")
         return sha256
+
+    @property
+    def names_field(self) -> bool:
+        """Whether the set says which field holds its text; where it does not, rows without `text` are read by kind."""
+        return "field" in self.model_fields_set
 
     @property
     def chat(self) -> bool:
@@ -124,7 +130,8 @@ class CalibrationSpec(BaseModel):
 
     @classmethod
     def find(cls, name_or_path: str) -> CalibrationSpec:
-        """The set of a bundled name, of a YAML file, or of a .txt or .jsonl file with default settings.
+        """The set of a bundled name, of a YAML file, or, with default settings, of a text file or a Hub dataset
+        (`org/name`, its split `train`).
 
         Raises: LLMCompressError for a name nobody knows and a missing file, and one for each problem in a YAML.
         """
@@ -133,21 +140,21 @@ class CalibrationSpec(BaseModel):
             return _read_yaml(bundled[name_or_path])
         path = Path(name_or_path)
         if path.suffix not in (*YAML_SUFFIXES, *SUFFIXES):
+            if re.fullmatch(OWNED_HUB_ID, name_or_path) and not path.exists():
+                return cls.model_validate({"name": name_or_path, "dataset": {"path": name_or_path, "split": "train"}})
             error = unknown("calibration set", name_or_path, bundled)
-            error.hint = error.hint or "name a bundled set, or give a .yaml, .txt or .jsonl file"
+            error.hint = error.hint or f"name a bundled set, or give a .yaml, {ACCEPTED.removeprefix('a ')}"
             raise error
         if not path.is_file():
-            raise LLMCompressError(f"{path}: no such file", "give a calibration set, or a .yaml, .txt or .jsonl file")
-        return _read_yaml(path) if path.suffix in YAML_SUFFIXES else _direct(path)
+            raise LLMCompressError(f"{path}: no such file", f"give a calibration set, a .yaml, {ACCEPTED}")
+        if path.suffix in YAML_SUFFIXES:
+            return _read_yaml(path)
+        return _placed(cls.model_validate({"name": path.stem, "text": path.name}), path)
 
 
 def _placed(spec: CalibrationSpec, path: Path) -> CalibrationSpec:
     spec._folder = path.parent
     return spec
-
-
-def _direct(path: Path) -> CalibrationSpec:
-    return _placed(CalibrationSpec.model_validate({"name": path.stem, "text": path.name}), path)
 
 
 def _read_yaml(path: Path) -> CalibrationSpec:

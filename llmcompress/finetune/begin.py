@@ -19,7 +19,7 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.compress.methods.base import METHODS
 from llmcompress.compress.scheme import WeightScheme
 from llmcompress.console import Progress
-from llmcompress.data.examples import Example, collate
+from llmcompress.data.collate import Example, collate
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune.base import BasePlan
 from llmcompress.finetune.residual import residual_factors

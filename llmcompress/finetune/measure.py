@@ -30,7 +30,8 @@ from llmcompress.compress.methods.base import METHODS
 from llmcompress.compress.roundtrip import unpack_row
 from llmcompress.compress.scheme import WeightScheme
 from llmcompress.console import Progress, Silent
-from llmcompress.data.examples import Example, load_examples
+from llmcompress.data.collate import Example
+from llmcompress.data.examples import load_examples
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune import engine
 from llmcompress.finetune.base import BasePlan, load_base

@@ -30,8 +30,8 @@ from llmcompress.checkpoint.writer import Streamed, file_digests, give_name, pla
 from llmcompress.compress.assemble import describe_source
 from llmcompress.compress.workspace import Workspace
 from llmcompress.console import Progress
-from llmcompress.data.records import is_file
 from llmcompress.data.settings import DataSettings
+from llmcompress.data.sources import is_file
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune.adapter import CONFIG, WEIGHTS, Adapter
 from llmcompress.finetune.delta import merged_weight, probe_excess

@@ -25,7 +25,8 @@ from llmcompress.checkpoint.writer import file_digests, give_name
 from llmcompress.compress.assemble import describe_source
 from llmcompress.compress.workspace import Workspace
 from llmcompress.console import Progress
-from llmcompress.data.examples import TrainingSet, collate, load_examples
+from llmcompress.data.collate import collate
+from llmcompress.data.examples import TrainingSet, load_examples
 from llmcompress.distributed import sharded
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune import engine
@@ -40,9 +41,9 @@ from llmcompress.report import ADAPTER, Check, Finetune, Output, RunReport, Trai
 from llmcompress.seed import derive
 from llmcompress.training import sharding
 from llmcompress.training.failures import TrainingFailedError
+from llmcompress.training.heldout import heldout_loss
 from llmcompress.training.trainer import (
     DRIVER,
-    heldout_loss,
     is_main,
     last_checkpoint,
     load_trained,

@@ -30,7 +30,7 @@ from torch import nn
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
 from llmcompress.console import Progress, Step, quiet
-from llmcompress.data.examples import IGNORED, Example, collate
+from llmcompress.data.collate import Example, collate
 from llmcompress.distributed import sharded
 from llmcompress.models import device as devices
 from llmcompress.report import CurvePoint, Training
@@ -286,28 +286,6 @@ def last_checkpoint(folder: Path) -> Path | None:
         for path in set(found) - set(whole):
             shutil.rmtree(path, ignore_errors=True)
     return whole[-1] if whole else None
-
-
-def heldout_loss(model: Any, rows: Sequence[Example], padding: int, batch_size: int) -> tuple[float, int]:
-    """Mean negative log-likelihood over all learned tokens of `rows`, in nats, and their number; eval mode.
-
-    The softmax is float64, so the figure does not depend on the batch size beyond the forward's own rounding.
-    """
-    total, count, was_training = 0.0, 0, model.training
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(rows), batch_size):
-            batch = {
-                name: value.to(model.device)
-                for name, value in collate(rows[start : start + batch_size], padding).items()
-            }
-            labels = batch.pop("labels")[:, 1:]
-            logits = model(**batch, use_cache=False).logits[:, :-1]
-            learned = labels != IGNORED
-            picked = torch.log_softmax(logits[learned].double(), -1).gather(-1, labels[learned][:, None])
-            total, count = total - float(picked.sum()), count + int(learned.sum())
-    model.train(was_training)
-    return (total / count if count else math.nan), count
 
 
 def total_steps(num_rows: int, settings: TrainingSettings) -> int:

@@ -89,6 +89,11 @@ def test_a_dataset(tmp_path: Path) -> None:
     assert spec.source == "someone/words (small), split train, revision abc"
 
 
+def test_a_hub_id_is_a_dataset() -> None:
+    spec = CalibrationSpec.find("someone/words")
+    assert spec.dataset is not None and spec.source == "someone/words, split train" and not spec.names_field
+
+
 def test_messages_are_chat(tmp_path: Path) -> None:
     assert CalibrationSpec.find(str(_set(tmp_path, text="a.jsonl", field="messages"))).chat
     assert CalibrationSpec.find(str(_set(tmp_path, chat_template=True))).chat
@@ -112,8 +117,8 @@ def test_all_problems_at_once_each_with_its_key(tmp_path: Path) -> None:
         ({"name": None}, "name: must be given"),
         ({"text": None}, "dataset: exactly one of `text` and `dataset` must be given"),
         ({"dataset": {"path": "a", "split": "b"}}, "dataset: exactly one of `text` and `dataset` must be given"),
-        ({"text": "words.csv"}, "text: must end in .txt or .jsonl"),
-        ({"field": "body"}, "field: a .txt file has no fields; only a .jsonl file or a dataset has"),
+        ({"text": "words.doc"}, "text: must end in one of .jsonl, .json, .parquet, .csv, .txt"),
+        ({"field": "body"}, "field: a .txt file has no fields; other files and datasets have"),
         ({"text": None, "dataset": {"path": "a"}}, "dataset.split: must be given"),
         (
             {"text": None, "dataset": {"path": "a", "split": "b"}, "sha256": "0" * 64},

@@ -180,7 +180,7 @@ def test_memory_that_ran_out_ends_with_advice(finetune: Finetune, monkeypatch: p
         ({"data": {"path": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
         ({"data": {"seq_len": 4}}, "no usable row"),
         ({"data": {"seq_len": 999}}, "takes at most 128 positions"),
-        ({"data": {"kind": "chat"}}, "ask for a chat template"),
+        ({"data": {"kind": "chat"}}, "asks for a chat template"),
     ],
 )
 def test_what_cannot_work_is_refused_and_leaves_nothing(

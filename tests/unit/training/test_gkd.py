@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from llmcompress.console import Silent
-from llmcompress.data.examples import Example
+from llmcompress.data.collate import Example
 from llmcompress.distill.kinds import Kind
 from llmcompress.distill.layer_map import layer_map
 from llmcompress.distill.objective import Distiller, Objective
