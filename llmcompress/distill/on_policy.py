@@ -3,7 +3,7 @@
     row      prompt and answer     the prompt is what is not learned; the student writes the answer
              text alone            its first `prompt_tokens` tokens; the student goes on
 
-The loop, the drawing and the writing are trl's (train/gkd.py); the losses are ours, so several teachers, a temperature
+The loop, the drawing and the writing are trl's (training/on_policy.py); the losses are ours, so several teachers, a temperature
 and vocabularies that differ in padding rows work as they do elsewhere.
 
 Shapes: B rows of a batch, P tokens of the longest prompt.
@@ -24,7 +24,7 @@ from llmcompress.distill.rows import Row, Rows
 from llmcompress.distill.settings import DistillSettings, OnPolicySettings
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.report.training import OnPolicy, Training
-from llmcompress.training.gkd import OwnText, numbered, own_text_engine, require_trl, untouched
+from llmcompress.training.on_policy import OwnText, numbered, own_text_engine, require_trl, untouched
 from llmcompress.training.trainer import train
 
 

@@ -22,7 +22,7 @@ from typing import Any
 
 from llmcompress.checkpoint.tensors import StoredTensor, read_header
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.finetune.delta import Update
+from llmcompress.finetune.update import Update
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"

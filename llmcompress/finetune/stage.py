@@ -29,9 +29,9 @@ from llmcompress.data.collate import collate
 from llmcompress.data.examples import TrainingSet, load_examples
 from llmcompress.distributed import sharded
 from llmcompress.errors import LLMCompressError
-from llmcompress.finetune import engine
+from llmcompress.finetune import lora
 from llmcompress.finetune.base import BasePlan, compute_dtype, load_base, own_device, plan_base, targets
-from llmcompress.finetune.begin import first_factors, quantized_weight, require_residual
+from llmcompress.finetune.initialization import first_factors, quantized_weight, require_residual
 from llmcompress.finetune.settings import FinetuneSettings
 from llmcompress.memory import large_blocks_kept
 from llmcompress.models import meta as skeleton
@@ -82,7 +82,7 @@ class _Job:
     padding: int
     seed: int
     progress: Progress
-    budget: engine.Budget | None
+    budget: lora.Budget | None
     notes: list[str] = field(default_factory=list)
 
     def heldout(self, model: Any) -> tuple[float | None, int]:
@@ -146,7 +146,7 @@ def _spread(job: _Job, model: nn.Module, names: Sequence[str], workspace: Worksp
     def around(spread: Any) -> None:
         nonlocal after
         after = sharding.held(spread)
-        with nullcontext() if losses else engine.muted(spread):
+        with nullcontext() if losses else lora.muted(spread):
             losses.append(job.heldout(spread))
 
     training = _train(job, adapted, workspace, out, around)
@@ -199,7 +199,7 @@ def _prepare(source: Checkpoint, settings: FinetuneSettings, seed: int, progress
     if settings.adapter == "adalora":
         total = total_steps(len(rows.train), settings.training)
         of = settings.adalora
-        budget = engine.Budget.of(
+        budget = lora.Budget.of(
             settings.rank, of.initial_rank, of.warmup_frac, of.final_frac, total, of.orthogonality,
             settings.training.accumulation * world_size(),
         )  # fmt: skip
@@ -212,12 +212,12 @@ def _attach(job: _Job, model: nn.Module, names: Sequence[str]) -> Any:
     if settings.init != "default":
         rows = job.rows.train[: settings.init_rows] if settings.init == "residual" else None
         factors = first_factors(job.source, model, job.plan, names, settings.rank, rows, job.padding, job.progress)
-    shape = engine.Shape(settings.rank, _alpha(settings), settings.dropout, settings.dora, settings.rslora)
-    adapted = engine.attach(model, names, shape, job.budget, derive(job.seed, "adapter"))
+    shape = lora.Shape(settings.rank, _alpha(settings), settings.dropout, settings.dora, settings.rslora)
+    adapted = lora.attach(model, names, shape, job.budget, derive(job.seed, "adapter"))
     if factors:
         stored = skeleton.stored_names(skeleton.build(job.source), job.source.stored)
         dense = quantized_weight(job.source, job.plan.scheme)
-        engine.put_factors(adapted, factors, lambda name: dense(stored[f"{name}.weight"]))
+        lora.put_factors(adapted, factors, lambda name: dense(stored[f"{name}.weight"]))
     return adapted
 
 
@@ -228,7 +228,7 @@ def _alpha(settings: FinetuneSettings) -> float:
 def _train(
     job: _Job, adapted: Any, workspace: Workspace, out: Path, around: Callable[[Any], None] | None = None
 ) -> Training:
-    driver = engine.AdaLoraDriver(adapted, job.budget) if job.budget else None
+    driver = lora.AdaLoraDriver(adapted, job.budget) if job.budget else None
     try:
         return train(
             adapted,
@@ -254,7 +254,7 @@ def _train(
         kept = out.parent / f"{out.name}.last-good"
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
-        engine.save(adapted, kept, _base_name(job.source), job.budget)
+        lora.save(adapted, kept, _base_name(job.source), job.budget)
         raise TrainingFailedError(f"{error.message}; its adapter is in {kept}", error.hint or "") from error
 
 
@@ -276,7 +276,7 @@ def _part(job: _Job, adapted: Any, training: Training, losses: _Losses) -> Finet
         dropout=settings.dropout,
         dora=settings.dora,
         rslora=settings.rslora,
-        modules=engine.modules(adapted),
+        modules=lora.modules(adapted),
         data=job.rows.summary,
         data_path=settings.data.path,
         training=training,
@@ -307,7 +307,7 @@ def _base_name(source: Checkpoint) -> str:
 def _write(job: _Job, adapted: Any, workspace: Workspace, report: RunReport) -> None:
     folder = workspace.final
     folder.mkdir(parents=True)
-    engine.save(adapted, folder, _base_name(job.source), job.budget)
+    lora.save(adapted, folder, _base_name(job.source), job.budget)
     for path in side_files(job.source.folder):
         if path.name != "generation_config.json" and path.suffix != ".py":
             shutil.copyfile(path, folder / path.name)
@@ -335,7 +335,7 @@ def _reload_check(job: _Job, adapted: Any, folder: Path) -> Check:
     adapted.eval()
     with torch.no_grad():
         here = adapted(**batch, use_cache=False).logits.float()
-        again = engine.load(adapted.unload(), [(folder, 1.0)])
+        again = lora.load(adapted.unload(), [(folder, 1.0)])
         there = again(**batch, use_cache=False).logits.float()
     difference = float((here - there).abs().max() / here.abs().max())
     detail = (

@@ -12,7 +12,7 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.config.recipe import Recipe
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
-from llmcompress.finetune import engine
+from llmcompress.finetune import lora
 from llmcompress.finetune.base import load_base, plan_base, targets
 from llmcompress.pipeline.run import run
 from llmcompress.training.sharding import CONFIG, REQUIRED, name_codes
@@ -78,9 +78,9 @@ def test_codes_take_another_name_and_stay_what_they_were(dtype: torch.dtype, dou
     for name, value in bits.items():
         assert torch.equal(frozen[name].data.view(torch.uint8).flatten(), value.flatten())
     assert torch.equal(logits(base), before)
-    shape = engine.Shape(rank=4, alpha=8, dropout=0)
-    adapted = engine.attach(base, targets(base, ["all-linear"]), shape, None, 0)
-    with engine.muted(adapted):
+    shape = lora.Shape(rank=4, alpha=8, dropout=0)
+    adapted = lora.attach(base, targets(base, ["all-linear"]), shape, None, 0)
+    with lora.muted(adapted):
         assert torch.equal(logits(adapted), before)
 
 
@@ -96,12 +96,12 @@ def test_a_muted_adapter_adds_nothing_and_speaks_again(model: Path) -> None:
     source = Checkpoint.open(model)
     base = load_base(source, plan_base(source, "full", "lora", False))
     before = logits(base)
-    shape = engine.Shape(rank=4, alpha=8, dropout=0)
-    adapted = engine.attach(base, targets(base, ["all-linear"]), shape, None, 0)
+    shape = lora.Shape(rank=4, alpha=8, dropout=0)
+    adapted = lora.attach(base, targets(base, ["all-linear"]), shape, None, 0)
     for name, value in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.ones_(value)
     loud = logits(adapted)
-    with engine.muted(adapted):
+    with lora.muted(adapted):
         assert torch.equal(logits(adapted), before)
     assert torch.equal(logits(adapted), loud) and not torch.equal(loud, before)

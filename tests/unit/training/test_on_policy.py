@@ -23,7 +23,7 @@ from llmcompress.distill.settings import DistillSettings, OnPolicySettings
 from llmcompress.distill.teachers import Online, Teacher
 from llmcompress.errors import LLMCompressError
 from llmcompress.seed import derive
-from llmcompress.training.gkd import to_the_left
+from llmcompress.training.on_policy import to_the_left
 from llmcompress.training.trainer import Guarded
 from tests import tiny_models
 

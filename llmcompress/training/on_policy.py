@@ -6,7 +6,7 @@
 A student that only ever sees the data's text never learns to go on from its own mistakes (Agarwal et al. 2024,
 "On-Policy Distillation of Language Models", https://arxiv.org/abs/2306.13649). trl draws, lets the student write, ends
 its text at the first end token and runs the loop; the loss is the caller's, and equals trl's own where trl has it
-(tests/unit/distill/test_gkd.py).
+(tests/unit/training/test_on_policy.py).
 
 Two things of trl are changed. Text is filled up on the right, as everywhere here, so that models with absolute
 positions see those that they will have. And the loss is the mean over the tokens that were written, where trl divides
