@@ -42,7 +42,7 @@ from llmcompress.data.examples import conversation_of, kind_of, load_examples, s
 from llmcompress.data.settings import DataSettings
 from llmcompress.data.sources import Document, pick, raise_some, read_rows, require_sha256, texts
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.report import Calibration, RunReport
+from llmcompress.report import Calibration
 from llmcompress.seed import derive, shuffled
 
 if TYPE_CHECKING:
@@ -126,18 +126,6 @@ def training_calibration(
         tokens, mask, name=TRAINING_DATA, source=rows.summary.source, chat_template=rows.summary.chat_template,
         seed=seed,
     )  # fmt: skip
-
-
-def training_data_of_run(trained: Sequence[DataSettings], report: RunReport | None) -> DataSettings | None:
-    """What the model to be quantized was trained on in this run, None where it was not trained.
-
-    trained: data of the run's finetune and distill stages, in their order; the first counts. report: of the checkpoint
-    to be quantized; where it was merged from adapters, it knows what they were trained on.
-    """
-    if trained:
-        return trained[0]
-    merged = report.merge.data if report is not None and report.merge is not None else None
-    return DataSettings.model_validate(merged) if merged else None
 
 
 def digest(tokens_NS: torch.Tensor, mask_NS: torch.Tensor) -> str:

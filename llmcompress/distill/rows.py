@@ -1,4 +1,4 @@
-"""Training rows for every kind of model, and the batches they make.
+"""Training rows for every task, and the batches they make.
 
     causal          as fine-tuning reads them (data/examples.py): answers trained, prompts not
     masked          {"text": …} or {"sentence": …}; of the tokens to be predicted (15 %), 80 % become the mask token,
@@ -15,17 +15,17 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.data.collate import IGNORED, Example, collate, labels_of, padding_token
 from llmcompress.data.examples import load_examples, reasons, split_heldout, summarize
 from llmcompress.data.settings import DataSettings
-from llmcompress.data.sources import RejectedRow, is_text, read_rows
+from llmcompress.data.sources import RejectedRow, read_rows
 from llmcompress.data.sources import Row as SourceRow
-from llmcompress.distill.kinds import Kind
 from llmcompress.errors import LLMCompressError
+from llmcompress.models.tasks import CAUSAL, Task
 from llmcompress.report import TrainingData
 from llmcompress.seed import derive
 
@@ -33,8 +33,6 @@ if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedTokenizerBase
 
-TEXT_FIELDS = (("sentence1", "sentence2"), ("sentence",), ("text",))
-"""Fields that hold what an encoder reads; the first set that a row has counts."""
 FEWEST_TOKENS = 3
 
 
@@ -53,7 +51,7 @@ class Row:
 class Rows:
     """Rows to train on and rows held out; `padding` fills up a batch."""
 
-    kind: Kind
+    task: Task
     train: list[Row]
     heldout: list[Row]
     padding: int
@@ -64,7 +62,7 @@ class Rows:
         import torch
 
         numbers = {"row": torch.tensor([row.number for row in rows])}
-        if self.kind == "causal":
+        if self.task is CAUSAL:
             return collate([row.example for row in rows if row.example is not None], self.padding) | numbers
         longest = max(len(row.ids) for row in rows)
 
@@ -77,9 +75,9 @@ class Rows:
         }
         if any(row.types and any(row.types) for row in rows):
             inputs["token_type_ids"] = filled(lambda row: row.types or [0] * len(row.ids), 0)
-        if self.kind == "masked":
+        if self.task.name == "masked":
             inputs["labels"] = filled(lambda row: list(row.labels) if isinstance(row.labels, list) else [], IGNORED)
-        elif self.kind == "classification":
+        elif self.task.name == "classification":
             inputs["labels"] = torch.tensor([row.labels if isinstance(row.labels, int) else IGNORED for row in rows])
         return inputs | numbers
 
@@ -90,26 +88,26 @@ class Rows:
 
 
 def load_rows(
-    settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind, masked_frac: float, seed: int
+    settings: DataSettings, tokenizer: PreTrainedTokenizerBase, task: Task, masked_frac: float, seed: int
 ) -> Rows:
-    """Read, tokenize and split the data for a model of this kind; the same everything gives the same rows.
+    """Read, tokenize and split the data for a model of this task; the same everything gives the same rows.
 
     Raises: LLMCompressError for what is wrong with the file as a whole, and where no row can be used.
     """
     padding = padding_token(tokenizer)
-    if kind == "causal":
+    if task is CAUSAL:
         examples = load_examples(settings, tokenizer, seed)
         train, heldout = (
             [Row(number, example.ids, labels_of(example), None, example) for number, example in enumerate(part)]
             for part in (examples.train, examples.heldout)
         )
-        return Rows(kind, train, heldout, padding, examples.summary)
+        return Rows(task, train, heldout, padding, examples.summary)
     rejected: list[RejectedRow] = []
 
     def read(path: str, *of_dataset: Any) -> list[Row]:
         rows, bad = read_rows(path, *of_dataset)
         rejected.extend(bad)
-        return _encoded(rows[: settings.max_rows], settings, tokenizer, kind, rejected)
+        return _encoded(rows[: settings.max_rows], settings, tokenizer, task, rejected)
 
     train = read(settings.path, settings.config, settings.split, settings.revision)
     if settings.heldout is not None:
@@ -117,9 +115,8 @@ def load_rows(
     else:
         train, heldout = split_heldout(train, settings.heldout_frac, seed)
     if not train:
-        needs = "a row is {sentence or text" + (", label}" if kind == "classification" else "}")
-        raise LLMCompressError(f"{settings.path}: no usable row ({reasons(rejected)})", needs)
-    if kind == "masked":
+        raise LLMCompressError(f"{settings.path}: no usable row ({reasons(rejected)})", f"a row is {task.row}")
+    if task.name == "masked":
         mask = _masker(tokenizer, masked_frac, derive(seed, "masking"), settings.path)
         train, heldout = ([mask(row) for row in part] for part in (train, heldout))
     train, heldout = ([replace(row, number=number) for number, row in enumerate(part)] for part in (train, heldout))
@@ -134,20 +131,23 @@ def load_rows(
         packing=False,
         num_learned=sum(sum(label != IGNORED for label in row.labels) for row in train if isinstance(row.labels, list)),
     )
-    return Rows(kind, train, heldout, padding, summary)
+    return Rows(task, train, heldout, padding, summary)
 
 
 def _encoded(
-    source_rows: Sequence[SourceRow], settings: DataSettings, tokenizer: PreTrainedTokenizerBase, kind: Kind,
+    source_rows: Sequence[SourceRow], settings: DataSettings, tokenizer: PreTrainedTokenizerBase, task: Task,
     rejected: list[RejectedRow],
 ) -> list[Row]:  # fmt: skip
     rows = []
     for source_row in source_rows:
         fields = source_row.fields
-        label = _label(fields.get("label")) if kind == "classification" else None
-        reason = _reason(fields, kind, label)
+        label = fields.get("label")
+        if isinstance(label, str) and label.strip().isdecimal():  # in a table every cell is a text
+            label = int(label)
+            fields = fields | {"label": label}
+        reason = task.unusable(fields)
         if reason is None:
-            texts = [str(fields[name]) for name in _text_fields(fields)]
+            texts = task.texts(fields)
             encoded = tokenizer(*texts, verbose=False)
             if len(encoded["input_ids"]) > settings.seq_len:
                 reason = f"longer than seq_len {settings.seq_len}" if settings.on_too_long == "drop" else None
@@ -157,29 +157,15 @@ def _encoded(
             rejected.append(RejectedRow(source_row.where, reason))
             continue
         types = encoded.get("token_type_ids")
-        rows.append(Row(0, list(encoded["input_ids"]), label, list(types) if types is not None else None))
+        rows.append(
+            Row(
+                0,
+                list(encoded["input_ids"]),
+                label if task.name == "classification" else None,
+                list(types) if types is not None else None,
+            )
+        )
     return rows
-
-
-def _text_fields(fields: Mapping[str, Any]) -> tuple[str, ...]:
-    return next((names for names in TEXT_FIELDS if all(name in fields for name in names)), ())
-
-
-def _label(value: object) -> int | None:
-    """A class 0, 1, …; tables of text spell it in digits."""
-    if isinstance(value, str) and value.strip().isdecimal():
-        value = int(value)
-    return value if isinstance(value, int) and value >= 0 else None
-
-
-def _reason(fields: Mapping[str, Any], kind: Kind, label: int | None) -> str | None:
-    """Why a row cannot be used, or None."""
-    names = _text_fields(fields)
-    if not names:
-        return "no field 'sentence' or 'text'"
-    if not all(is_text(fields[name]) and fields[name].strip() for name in names):
-        return f"field {names[0]!r} is no text"
-    return "no class in field 'label' (0, 1, …)" if kind == "classification" and label is None else None
 
 
 def _masker(tokenizer: PreTrainedTokenizerBase, share: float, seed: int, where: str) -> Callable[[Row], Row]:

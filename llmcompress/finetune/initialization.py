@@ -108,9 +108,7 @@ def _in_features(model: nn.Module, name: str) -> int:
     return int(getattr(model.get_submodule(name), "in_features", 0))
 
 
-def _hessians(
-    model: Any, names: Sequence[str], rows: Sequence[Example], padding: int
-) -> dict[str, torch.Tensor]:
+def _hessians(model: Any, names: Sequence[str], rows: Sequence[Example], padding: int) -> dict[str, torch.Tensor]:
     """Mean of x x^T over the tokens of `rows`, [I, I] float32 by linear; one row at a time, so nothing is padded."""
     sums = {name: torch.zeros(size, size) for name in names for size in [_in_features(model, name)]}
     count = 0

@@ -33,7 +33,6 @@ from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import is_transposed
 from llmcompress.report import FILE, FOLDER, Finetune, LinearRow, RunReport
 
-
 RESIZED = "{} tokens were added for it: give the checkpoint with its embedding resized"
 
 

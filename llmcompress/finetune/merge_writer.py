@@ -65,9 +65,11 @@ def write_merged(
     source, target = plan.target.source, plan.target
     used = MergePlan(target, [], onto, plan.trained, None) if without_updates else plan
     changed = {linear.tensor: linear for linear in used.updated(onto).values()}
-    whole = {} if without_updates else {
-        target.parameters[name]: (adapter, tensor) for adapter in plan.adapters for name, tensor in adapter.whole.items()
-    }  # fmt: skip
+    whole = {
+        target.parameters[name]: (adapter, tensor)
+        for adapter in (() if without_updates else plan.adapters)
+        for name, tensor in adapter.whole.items()
+    }
     codes = tuple(f"{linear.row.stem}." for linear in target.linears.values() if linear.row is not None)
     tensors: list[Streamed] = []
     with progress.step("merging", len(changed)) as bar:

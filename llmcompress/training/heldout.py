@@ -1,8 +1,8 @@
 """Held-out rows through models: how well one predicts them, and how far the predictions of two are apart.
 
     heldout_loss   -log p(next token), in nats, averaged over the tokens that are trained
-    heldout_kl     KL(reference || candidate) of the next-token distribution, in nats, averaged over every token that has
-                   one before it and is no padding
+    heldout_kl     KL(reference || candidate) of the next-token distribution, in nats, averaged over every token that
+                   has one before it and is no padding
 
 The softmax is float64, so no figure depends on the batch size beyond the forward's own rounding.
 
@@ -19,6 +19,7 @@ import torch
 
 from llmcompress.data.collate import IGNORED, Example, collate
 from llmcompress.errors import LLMCompressError
+from llmcompress.models.divergence import kl, log_probs
 
 
 def heldout_loss(model: Any, rows: Sequence[Example], padding: int, batch_size: int) -> tuple[float, int]:
@@ -32,7 +33,7 @@ def heldout_loss(model: Any, rows: Sequence[Example], padding: int, batch_size: 
             labels_BS = batch.pop("labels").to(model.device)[:, 1:]
             logits_BSV = _logits(model, batch)[:, :-1]
             counts_BS = labels_BS != IGNORED
-            log_probs_TV = torch.log_softmax(logits_BSV[counts_BS].double(), -1)
+            log_probs_TV = log_probs(logits_BSV[counts_BS])
             total -= float(log_probs_TV.gather(-1, labels_BS[counts_BS][:, None]).sum())
             count += int(counts_BS.sum())
     model.train(was_training)
@@ -55,11 +56,8 @@ def heldout_kl(
                 sizes = f"{first_BSV.shape[-1]} and {second_BSV.shape[-1]}"
                 raise LLMCompressError(f"vocabularies of {sizes} cannot be compared")
             for row, length in enumerate(lengths):
-                p_TV, q_TV = (
-                    torch.log_softmax(logits_BSV[row, : length - 1].double().cpu(), -1)
-                    for logits_BSV in (first_BSV, second_BSV)
-                )
-                total += float((p_TV.exp() * (p_TV - q_TV)).sum())
+                p_TV, q_TV = (log_probs(logits[row, : length - 1].cpu()) for logits in (first_BSV, second_BSV))
+                total += float(kl(p_TV, q_TV).sum())
                 count += length - 1
     if not count or math.isnan(total):
         raise LLMCompressError("no held-out token to compare on, or logits that are not finite")

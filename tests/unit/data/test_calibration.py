@@ -11,8 +11,7 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from llmcompress.data.calibration import CalibrationSet, CalibrationSpec, load_calibration, training_data_of_run
-from llmcompress.data.settings import DataSettings
+from llmcompress.data.calibration import CalibrationSet, CalibrationSpec, load_calibration
 from llmcompress.errors import LLMCompressError
 from llmcompress.seed import shuffled
 
@@ -307,9 +306,3 @@ def test_a_chat_without_a_template_and_a_broken_row_are_one_line_each(
     with pytest.raises(LLMCompressError) as caught:
         load_calibration(CalibrationSpec.find(str(path)), letters)
     assert caught.value.lines()[0] == f"{path}:3: not JSON"
-
-
-def test_what_this_run_trained_on() -> None:
-    first, second = DataSettings(path="a.jsonl"), DataSettings(path="b.jsonl")
-    assert training_data_of_run([first, second], None) is first
-    assert training_data_of_run([], None) is None

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import datasets
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import PreTrainedTokenizerFast
 
@@ -55,6 +55,7 @@ def test_each_json_line_is_a_row(tmp_path: Path) -> None:
 cells = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\r\x00"), max_size=8)
 
 
+@settings(deadline=None, max_examples=20)
 @given(rows=st.lists(st.tuples(cells, cells.map(lambda cell: "x" + cell)), min_size=1, max_size=6))
 def test_every_format_gives_the_same_rows(
     rows: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
