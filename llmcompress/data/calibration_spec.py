@@ -13,15 +13,13 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 
 from llmcompress import resources
+from llmcompress.config.validation import from_yaml
 from llmcompress.data.sources import ACCEPTED, SUFFIXES
-from llmcompress.errors import LLMCompressError, raise_all, unknown
+from llmcompress.errors import LLMCompressError, unknown
 
 CHAT_FIELD = "messages"
 YAML_SUFFIXES = (".yaml", ".yml")
@@ -137,7 +135,7 @@ class CalibrationSpec(BaseModel):
         """
         bundled = {path.stem: path for path in resources.folder("calibration").glob("*.yaml")}
         if name_or_path in bundled:
-            return _read_yaml(bundled[name_or_path])
+            return cls.read(bundled[name_or_path])
         path = Path(name_or_path)
         if path.suffix not in (*YAML_SUFFIXES, *SUFFIXES):
             if re.fullmatch(OWNED_HUB_ID, name_or_path) and not path.exists():
@@ -148,40 +146,17 @@ class CalibrationSpec(BaseModel):
         if not path.is_file():
             raise LLMCompressError(f"{path}: no such file", f"give a calibration set, a .yaml, {ACCEPTED}")
         if path.suffix in YAML_SUFFIXES:
-            return _read_yaml(path)
-        return _placed(cls.model_validate({"name": path.stem, "text": path.name}), path)
+            return cls.read(path)
+        spec = cls.model_validate({"name": path.stem, "text": path.name})
+        spec._folder = path.parent
+        return spec
 
+    @classmethod
+    def read(cls, path: Path) -> CalibrationSpec:
+        """The set that a YAML file declares; its text lies beside the file.
 
-def _placed(spec: CalibrationSpec, path: Path) -> CalibrationSpec:
-    spec._folder = path.parent
-    return spec
-
-
-def _read_yaml(path: Path) -> CalibrationSpec:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LLMCompressError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(data, dict):
-        raise LLMCompressError(f"{path}: a calibration set is a list of `key: value` lines", "start with `name: NAME`")
-    try:
-        return _placed(CalibrationSpec.model_validate({str(key): value for key, value in data.items()}), path)
-    except ValidationError as error:
-        problems = [_problem(path, detail) for detail in error.errors()]
-    raise_all(problems)
-    raise AssertionError("a ValidationError without a problem")
-
-
-def _problem(path: Path, detail: ErrorDetails) -> LLMCompressError:
-    """One line for one problem that pydantic found: file, key, rule and value."""
-    *parents, last = detail["loc"]
-    if detail["type"] == "extra_forbidden":
-        fields: Any = Dataset.model_fields if parents else CalibrationSpec.model_fields
-        return unknown("key", str(last), fields, ": ".join([str(path), *map(str, parents)]))
-    key = ".".join(map(str, detail["loc"]))
-    if detail["type"] == "missing":
-        return LLMCompressError(f"{path}: {key}: must be given")
-    if detail["type"] == "value_error":
-        return LLMCompressError(f"{path}: {key}: {detail['ctx']['error']}")
-    rule = detail["msg"][0].lower() + detail["msg"][1:]
-    return LLMCompressError(f"{path}: {key}: {rule}, not {detail['input']!r}")
+        Raises: LLMCompressError for a file that is not YAML, and one with its line for each problem.
+        """
+        spec, _ = from_yaml(cls, path)
+        spec._folder = path.parent
+        return spec

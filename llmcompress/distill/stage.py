@@ -43,6 +43,7 @@ from llmcompress.models import meta
 from llmcompress.models.blocks import is_transposed
 from llmcompress.models.loading import best_device
 from llmcompress.models.tasks import Task, pooling_of
+from llmcompress.models.vocabulary import need_rows, num_embeddings, tokenizer_place
 from llmcompress.report import Check, RunReport, Training
 from llmcompress.report.training import GridTraining, OnPolicy
 from llmcompress.seed import derive
@@ -160,8 +161,11 @@ def _prepare(source: Checkpoint, settings: DistillSettings, open: Open, seed: in
     weights = weights or {DEFAULT_LOSS.get(task.name, "js" if settings.on_policy else "forward_kl"): 1.0}
     _require_losses(task, weights, settings)
     require_on_policy(settings, task)
-    rows = load_rows(settings.data, load_tokenizer(source), task, settings.masked_frac, seed)
+    tokenizer = load_tokenizer(source)
+    rows = load_rows(settings.data, tokenizer, task, settings.masked_frac, seed)
     student = find_student(teachers[0], settings, open, rows, derive(seed, "student"), attentions)
+    ids = (token for row in (*rows.train, *rows.heldout) for token in row.ids)
+    need_rows(ids, num_embeddings(student.model), tokenizer, tokenizer_place(source.folder))
     intermediates = any(name in weights for name in (*HIDDEN, *ATTENTION, "sentence"))
     fitted = fit(teachers, student, settings, weights, intermediates)
     objective = Objective(
