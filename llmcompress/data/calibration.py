@@ -188,8 +188,8 @@ def _text_rows(
     name: str, documents: Sequence[Document], tokenizer: PreTrainedTokenizerBase, num_rows: int, seq_len: int, seed: int
 ) -> tuple[list[list[int]], list[list[bool]]]:
     written = texts(documents)
-    order = [written[index] for index in shuffled(len(written), seed)]
-    tokenized = _tokenize(tokenizer, order, num_rows * seq_len)
+    shuffled_texts = [written[index] for index in shuffled(len(written), seed)]
+    tokenized = _tokenize(tokenizer, shuffled_texts, num_rows * seq_len)
     _require_known(name, tokenizer, tokenized)
     before, after = _separators(tokenizer)
     separated = [before + document + after for document in tokenized]
@@ -246,15 +246,15 @@ def _chat_rows(
 
 def _tokenize(tokenizer: PreTrainedTokenizerBase, written: Sequence[str], num_tokens: int) -> list[list[int]]:
     """The token ids of the texts, in order, until there are `num_tokens`; no special token is added."""
-    found: list[list[int]] = []
+    tokenized: list[list[int]] = []
     count = 0
     for start in range(0, len(written), BATCH_DOCUMENTS):
         batch = list(written[start : start + BATCH_DOCUMENTS])
-        found += tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
-        count += sum(map(len, found[start:]))
+        tokenized += tokenizer(batch, add_special_tokens=False, verbose=False)["input_ids"]
+        count += sum(map(len, tokenized[start:]))
         if count >= num_tokens:
             break
-    return found
+    return tokenized
 
 
 def _separators(tokenizer: PreTrainedTokenizerBase) -> tuple[list[int], list[int]]:

@@ -6,7 +6,7 @@
 
 The key holds every teacher's identity and share, the digest of the token rows and of their masks, K, the temperature
 and how teachers are combined: what was filled by another teacher or from other data can never be read by mistake. A
-folder is for one teacher (or mixture) and one data set: an entry that answers something else is an error which names
+folder is for one teacher (or mixture) and one data set: an entry for something else is an error which names
 both, unless it is asked to be filled again. An entry is written beside its place and renamed, whole or not at all.
 
 Shapes: N rows, S tokens of a row, K tokens kept.
@@ -45,7 +45,7 @@ class CachedTeacher(BaseModel):
 
 
 class CacheRequest(BaseModel):
-    """What an entry answers; its sha256 is the entry's key. Teachers' names are left out of it: identity counts."""
+    """What an entry holds; its sha256 is the entry's key. Teachers' names are left out of it: identity counts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -98,7 +98,7 @@ Rows = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
 
 
 def find(root: Path, request: CacheRequest) -> TeacherCache | None:
-    """The entry that answers `request`, or None where there is none yet.
+    """The entry for `request`, or None where there is none yet.
 
     Raises: LLMCompressError for an entry that is damaged.
     """
@@ -112,7 +112,7 @@ def entries(root: Path) -> list[TeacherCache]:
 
 
 def check(root: Path, request: CacheRequest) -> None:
-    """Nothing below `root` answers something else for the same part of the rows.
+    """Nothing below `root` holds something else for the same part of the rows.
 
     Raises: LLMCompressError that says what it was filled for and what is asked.
     """
@@ -144,7 +144,7 @@ def clear(root: Path, request: CacheRequest) -> list[str]:
 def differences(filled: CacheRequest, request: CacheRequest) -> list[str]:
     """In what two entries differ, in words."""
     reasons = []
-    before, now = (sorted((one.identity, one.share) for one in each.teachers) for each in (filled, request))
+    before, now = (sorted((teacher.identity, teacher.share) for teacher in each.teachers) for each in (filled, request))
     if before != now:
         reasons.append(f"it holds the predictions of {_named(filled)}, and the teacher is {_named(request)}")
     if filled.data != request.data:

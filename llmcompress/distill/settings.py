@@ -61,7 +61,9 @@ def _weights(value: Any) -> Any:
 
 
 def _references(value: Any) -> Any:
-    return [{"model": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
+    return (
+        [{"model": entry} if isinstance(entry, str) else entry for entry in value] if isinstance(value, list) else value
+    )
 
 
 def _integers(value: Any) -> Any:
@@ -103,7 +105,7 @@ class DistillSettings(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="share of the steps, the first, that train on insides alone; then predictions",
+        description="share of the steps, the first, that train on hidden states and attention alone; then predictions",
     )
 
     on_policy: OnPolicySettings | None = Field(None, description="train on the student's own text; None: on the data's")
@@ -131,7 +133,7 @@ class DistillSettings(BaseModel):
             raise ValueError(f"a student is given, so there is nothing to cut ({', '.join(asked)})")
         if self.keep is not None and self.layers:
             raise ValueError("keep and layers both say which layers stay")
-        if self.weight + sum(one.weight for one in self.teachers) == 0:
+        if self.weight + sum(teacher.weight for teacher in self.teachers) == 0:
             raise ValueError("every teacher has weight 0")
         if self.losses and not any(self.losses.values()):
             raise ValueError("every loss has weight 0")

@@ -70,7 +70,7 @@ def nf4_plan(source: Checkpoint, double_quant: bool) -> BasePlan:
     scheme = preset("NF4-DQ" if double_quant else "NF4")
     format, model = FORMATS.get(NF4_METHOD), skeleton.build(source)
     layers = decoder_layers(model)
-    inside, kept = [], {}
+    quantized, kept = [], {}
     for index, layer in enumerate(layers.layers):
         for local, module in linears(layer).items():
             name = f"{layers.name(index)}.{local}"
@@ -83,16 +83,16 @@ def nf4_plan(source: Checkpoint, double_quant: bool) -> BasePlan:
             if reason:
                 kept[name] = reason
             else:
-                inside.append(name)
-    if not inside:
+                quantized.append(name)
+    if not quantized:
         raise LLMCompressError(
             f"{source.name}: no linear can be held as NF4 ({next(iter(kept.values()))})", "use --adapter lora"
         )
-    return BasePlan(True, False, scheme, tuple(inside), kept)
+    return BasePlan(True, False, scheme, tuple(quantized), kept)
 
 
 def load_base(source: Checkpoint, plan: BasePlan, precision: str = "auto") -> nn.Module:
-    """The base on the best device, every parameter frozen; on the CPU where it is to be spread over processes.
+    """The base on the best device, every parameter frozen; on the CPU where it is to be sharded over processes.
 
     precision: as in TrainingSettings; full-precision weights stay in their own dtype on an accelerator.
 

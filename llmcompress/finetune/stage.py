@@ -137,14 +137,14 @@ def _train_sharded(job: _Job, model: nn.Module, names: Sequence[str], workspace:
     A fresh adapter adds nothing, so the loss before the first step is that of the base.
     """
     dtype = compute_dtype(job.settings.training.precision)
-    sharding.name_codes(model, dtype, own_device())
+    sharding.view_codes_as(model, dtype, own_device())
     adapted = _attach(job, model, names)
-    before, after = sharding.held(adapted), 0
+    before, after = sharding.bytes_held(adapted), 0
     losses: list[tuple[float | None, int]] = []
 
     def around(model: Any) -> None:
         nonlocal after
-        after = sharding.held(model)
+        after = sharding.bytes_held(model)
         with nullcontext() if losses else lora.muted(model):
             losses.append(job.heldout(model))
 
@@ -253,7 +253,7 @@ def _train(
         kept = out.parent / f"{out.name}.last-good"
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
-        lora.save(adapted, kept, _base_name(job.source), job.budget)
+        lora.save(adapted, kept, job.source.hub_id or job.source.name, job.budget)
         raise TrainingFailedError(f"{error.message}; its adapter is in {kept}", error.hint or "") from error
 
 
@@ -299,21 +299,17 @@ def _budget_check(part: Finetune) -> list[Check]:
     return [Check(name="rank budget", passed=passed, detail=detail)]
 
 
-def _base_name(source: Checkpoint) -> str:
-    return source.hub_id or source.name
-
-
 def _write(job: _Job, adapted: Any, workspace: Workspace, report: RunReport) -> None:
     folder = workspace.final
     folder.mkdir(parents=True)
-    lora.save(adapted, folder, _base_name(job.source), job.budget)
+    lora.save(adapted, folder, job.source.hub_id or job.source.name, job.budget)
     for path in side_files(job.source.folder):
         if path.name != "generation_config.json" and path.suffix != ".py":
             shutil.copyfile(path, folder / path.name)
     report.checks = [*report.checks, _reload_check(job, adapted, folder)]
     sizes = {name: (folder / name).stat().st_size for name in (WEIGHTS, CONFIG)}
     assert report.finetune is not None
-    stored = sum(one.rank * sum(one.shape) for one in report.finetune.modules)
+    stored = sum(module.rank * sum(module.shape) for module in report.finetune.modules)
     report.output = Output(
         format=ADAPTER,
         files=sizes,

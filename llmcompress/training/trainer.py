@@ -8,7 +8,7 @@ The loop, the optimizer, mixed precision and processes are Trainer's. Ours is wh
                                                                 driver state, and last of all the mark `complete`
 
 A run that was killed goes on from the last checkpoint with the mark and gives the same losses as one that was not. Only
-weights that are trained are written: the base of an adapter is on disk already. Where the model is spread over the
+weights that are trained are written: the base of an adapter is on disk already. Where the model is sharded over the
 processes, sharding.py says what differs.
 """
 
@@ -118,7 +118,7 @@ class Guarded:
         self.loss, self.driver, self.watch = loss, driver, watch
         self.names = [name for name, _ in trained(self.model)]
         if sharded():
-            sharding.enter(self)
+            sharding.shard(self)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -145,7 +145,7 @@ class Guarded:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The trained weights, whole; written by one process."""
         if sharded():
-            weights = sharding.gathered(self.model)
+            weights = sharding.gather_trained(self.model)
             if speaks():
                 self._save(output_dir, weights)
         else:
@@ -279,10 +279,10 @@ def load_trained(model: nn.Module, checkpoint: Path) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest whole checkpoint in `folder`, or None; those that a kill left half-written are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    whole = [path for path in found if (path / COMPLETE).is_file()]
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    whole = [path for path in checkpoints if (path / COMPLETE).is_file()]
     if speaks():
-        for path in set(found) - set(whole):
+        for path in set(checkpoints) - set(whole):
             shutil.rmtree(path, ignore_errors=True)
     return whole[-1] if whole else None
 

@@ -89,7 +89,10 @@ def test_the_digest_knows_tokens_and_labels_and_nothing_else(tokenizer: Any, tmp
 
 
 def test_a_pair_of_texts_has_types_and_padding_is_masked(tokenizer: Any, tmp_path: Path) -> None:
-    rows = [{"sentence1": "w3", "sentence2": "w5 w6", "label": 0}, {"sentence1": "w3 w7", "sentence2": "w5 w6", "label": 1}]
+    rows = [
+        {"sentence1": "w3", "sentence2": "w5 w6", "label": 0},
+        {"sentence1": "w3 w7", "sentence2": "w5 w6", "label": 1},
+    ]
     loaded = load(write(tmp_path, rows), tokenizer, "classification", heldout_frac=0.0)
     batch = loaded.batch(loaded.train)
     lengths = [len(row.ids) for row in loaded.train]

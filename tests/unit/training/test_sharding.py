@@ -15,7 +15,7 @@ from llmcompress.errors import LLMCompressError
 from llmcompress.finetune import lora
 from llmcompress.finetune.base import load_base, plan_base, targets
 from llmcompress.pipeline.run import run
-from llmcompress.training.sharding import CONFIG, REQUIRED, name_codes
+from llmcompress.training.sharding import CONFIG, REQUIRED, view_codes_as
 from tests.unit.finetune.conftest import logits, recipe
 
 
@@ -72,7 +72,7 @@ def test_codes_take_another_name_and_stay_what_they_were(dtype: torch.dtype, dou
     before = logits(base)
     bits = {name: value.data.clone() for name, value in base.named_parameters() if value.dtype == torch.uint8}
     assert len(bits) == len(plan.linears)
-    name_codes(base, dtype, torch.device("cpu"))
+    view_codes_as(base, dtype, torch.device("cpu"))
     frozen = dict(base.named_parameters())
     assert {value.dtype for value in frozen.values()} == {dtype}
     for name, value in bits.items():
@@ -89,7 +89,7 @@ def test_a_base_of_two_dtypes_is_refused(model: Path) -> None:
     base = load_base(source, plan_base(source, "nf4", "qlora", False))
     base.get_submodule("model.norm").to(torch.bfloat16)
     with pytest.raises(LLMCompressError, match=r"model\.norm\.weight is torch\.bfloat16 in a base of torch\.float32"):
-        name_codes(base, torch.float32, torch.device("cpu"))
+        view_codes_as(base, torch.float32, torch.device("cpu"))
 
 
 def test_a_muted_adapter_adds_nothing_and_speaks_again(model: Path) -> None:
