@@ -35,3 +35,14 @@ def derive(seed: int, *names: str) -> int:
     """
     spelled = json.dumps([seed, *names]).encode()
     return int.from_bytes(hashlib.sha256(spelled).digest()[: NUM_BITS // 8], "little")
+
+
+def shuffled(count: int, seed: int) -> list[int]:
+    """The numbers below `count` in an order drawn from `seed`.
+
+    Sorted by the raw draws of PCG64, whose stream NumPy promises to keep; what its shuffle makes of them it does not.
+    """
+    import numpy as np
+
+    draws = np.random.PCG64(seed).random_raw(count)
+    return [int(index) for index in np.argsort(draws, kind="stable")]

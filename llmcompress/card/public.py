@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable
 from typing import Any
 
-from llmcompress.data.records import SUFFIXES
+from llmcompress.data.sources import SUFFIXES
 from llmcompress.report import RunReport
 from llmcompress.resources import BUNDLED
 

@@ -107,7 +107,7 @@ class Quantize(Stage):
 def _training_rows(settings: QuantizeSettings, work: Work) -> CalibrationSet | None:
     from llmcompress.checkpoint.tokenizer import load_tokenizer
     from llmcompress.compress.methods.base import METHODS
-    from llmcompress.data.training_text import training_calibration
+    from llmcompress.data.calibration import training_calibration
 
     if settings.calibration is not None or not METHODS.get(settings.method).needs:
         return None

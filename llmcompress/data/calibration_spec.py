@@ -13,19 +13,18 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-from typing import Any
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError, ValidationInfo, field_validator
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationInfo, field_validator
 
 from llmcompress import resources
-from llmcompress.data.documents import SUFFIXES
-from llmcompress.errors import LLMCompressError, raise_all, unknown
+from llmcompress.config.validation import from_yaml
+from llmcompress.data.sources import ACCEPTED, SUFFIXES
+from llmcompress.errors import LLMCompressError, unknown
 
 CHAT_FIELD = "messages"
 YAML_SUFFIXES = (".yaml", ".yml")
 HUB_ID = r"[\w.-]+(/[\w.-]+)?"
+OWNED_HUB_ID = r"\w[\w.-]*/\w[\w.-]*"
 
 
 class Dataset(BaseModel):
@@ -46,7 +45,7 @@ class CalibrationSpec(BaseModel):
 
     name: str = Field(min_length=1)
     description: str = ""
-    text: str | None = Field(None, description="a .txt or .jsonl file beside the YAML")
+    text: str | None = Field(None, description=f"a file beside the YAML, one of {', '.join(SUFFIXES)}")
     dataset: Dataset | None = Field(None, validate_default=True)
     field: str = Field("text", min_length=1, description="of a .jsonl line or a dataset row; messages = conversations")
     chat_template: bool = Field(False, description="render with the tokenizer's template, one document per row")
@@ -62,7 +61,7 @@ class CalibrationSpec(BaseModel):
     @classmethod
     def _known_suffix(cls, text: str | None) -> str | None:
         if text is not None and Path(text).suffix not in SUFFIXES:
-            raise ValueError(f"must end in {' or '.join(SUFFIXES)}")
+            raise ValueError(f"must end in one of {', '.join(SUFFIXES)}")
         return text
 
     @field_validator("dataset")
@@ -76,7 +75,7 @@ class CalibrationSpec(BaseModel):
     @classmethod
     def _field_has_a_place(cls, field: str, info: ValidationInfo) -> str:
         if field != "text" and str(info.data.get("text")).endswith(".txt"):
-            raise ValueError("a .txt file has no fields; only a .jsonl file or a dataset has")
+            raise ValueError("a .txt file has no fields; other files and datasets have")
         return field
 
     @field_validator("sha256")
@@ -85,6 +84,11 @@ class CalibrationSpec(BaseModel):
         if sha256 is not None and info.data.get("dataset") is not None:
             raise ValueError("belongs to a `text` file; pin a dataset by its `revision`")
         return sha256
+
+    @property
+    def names_field(self) -> bool:
+        """Whether the set says which field holds its text; where it does not, rows without `text` are read by kind."""
+        return "field" in self.model_fields_set
 
     @property
     def chat(self) -> bool:
@@ -124,57 +128,35 @@ class CalibrationSpec(BaseModel):
 
     @classmethod
     def find(cls, name_or_path: str) -> CalibrationSpec:
-        """The set of a bundled name, of a YAML file, or of a .txt or .jsonl file with default settings.
+        """The set of a bundled name, of a YAML file, or, with default settings, of a text file or a Hub dataset
+        (`org/name`, its split `train`).
 
         Raises: LLMCompressError for a name nobody knows and a missing file, and one for each problem in a YAML.
         """
         bundled = {path.stem: path for path in resources.folder("calibration").glob("*.yaml")}
         if name_or_path in bundled:
-            return _read_yaml(bundled[name_or_path])
+            return cls.read(bundled[name_or_path])
         path = Path(name_or_path)
         if path.suffix not in (*YAML_SUFFIXES, *SUFFIXES):
+            if re.fullmatch(OWNED_HUB_ID, name_or_path) and not path.exists():
+                return cls.model_validate({"name": name_or_path, "dataset": {"path": name_or_path, "split": "train"}})
             error = unknown("calibration set", name_or_path, bundled)
-            error.hint = error.hint or "name a bundled set, or give a .yaml, .txt or .jsonl file"
+            error.hint = error.hint or f"name a bundled set, or give a .yaml, {ACCEPTED.removeprefix('a ')}"
             raise error
         if not path.is_file():
-            raise LLMCompressError(f"{path}: no such file", "give a calibration set, or a .yaml, .txt or .jsonl file")
-        return _read_yaml(path) if path.suffix in YAML_SUFFIXES else _direct(path)
+            raise LLMCompressError(f"{path}: no such file", f"give a calibration set, a .yaml, {ACCEPTED}")
+        if path.suffix in YAML_SUFFIXES:
+            return cls.read(path)
+        spec = cls.model_validate({"name": path.stem, "text": path.name})
+        spec._folder = path.parent
+        return spec
 
+    @classmethod
+    def read(cls, path: Path) -> CalibrationSpec:
+        """The set that a YAML file declares; its text lies beside the file.
 
-def _placed(spec: CalibrationSpec, path: Path) -> CalibrationSpec:
-    spec._folder = path.parent
-    return spec
-
-
-def _direct(path: Path) -> CalibrationSpec:
-    return _placed(CalibrationSpec.model_validate({"name": path.stem, "text": path.name}), path)
-
-
-def _read_yaml(path: Path) -> CalibrationSpec:
-    try:
-        data = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise LLMCompressError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from error
-    if not isinstance(data, dict):
-        raise LLMCompressError(f"{path}: a calibration set is a list of `key: value` lines", "start with `name: NAME`")
-    try:
-        return _placed(CalibrationSpec.model_validate({str(key): value for key, value in data.items()}), path)
-    except ValidationError as error:
-        problems = [_problem(path, detail) for detail in error.errors()]
-    raise_all(problems)
-    raise AssertionError("a ValidationError without a problem")
-
-
-def _problem(path: Path, detail: ErrorDetails) -> LLMCompressError:
-    """One line for one problem that pydantic found: file, key, rule and value."""
-    *parents, last = detail["loc"]
-    if detail["type"] == "extra_forbidden":
-        fields: Any = Dataset.model_fields if parents else CalibrationSpec.model_fields
-        return unknown("key", str(last), fields, ": ".join([str(path), *map(str, parents)]))
-    key = ".".join(map(str, detail["loc"]))
-    if detail["type"] == "missing":
-        return LLMCompressError(f"{path}: {key}: must be given")
-    if detail["type"] == "value_error":
-        return LLMCompressError(f"{path}: {key}: {detail['ctx']['error']}")
-    rule = detail["msg"][0].lower() + detail["msg"][1:]
-    return LLMCompressError(f"{path}: {key}: {rule}, not {detail['input']!r}")
+        Raises: LLMCompressError for a file that is not YAML, and one with its line for each problem.
+        """
+        spec, _ = from_yaml(cls, path)
+        spec._folder = path.parent
+        return spec

@@ -54,24 +54,24 @@ class RunIndex:
         """Whether these words stand in a row in one of the texts."""
         length = len(run)
         if length not in self._runs:
-            self._runs[length] = {hash(found) for text in self._texts for found in _runs(text, length)}
+            self._runs[length] = {hash(own) for text in self._texts for own in _runs(text, length)}
         return hash(tuple(run)) in self._runs[length]
 
     def look_up(self, items: Iterable[str]) -> Seen:
         """How many of the items share a run with the texts."""
-        count = short = found = 0
+        num_items = num_short = num_found = 0
         example = None
         for item in items:
-            spoken = words(item)
-            count += 1
-            if len(spoken) < SHORTEST:
-                short += 1
+            item_words = words(item)
+            num_items += 1
+            if len(item_words) < SHORTEST:
+                num_short += 1
                 continue
-            hit = next((run for run in _runs(spoken, min(LONGEST, len(spoken))) if self.holds(run)), None)
+            hit = next((run for run in _runs(item_words, min(LONGEST, len(item_words))) if self.holds(run)), None)
             if hit is not None:
-                found += 1
+                num_found += 1
                 example = example or " ".join(hit)
-        return Seen(count, short, found, example)
+        return Seen(num_items, num_short, num_found, example)
 
 
 def _runs(spoken: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""What the model will see of a few examples, with the part that is not learned marked."""
+"""What the model will see of a few examples, with the part that is trained marked."""
 
 from __future__ import annotations
 
@@ -11,25 +11,22 @@ from llmcompress.data.examples import Example
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-SHOWN, LEARNED = "--- shown, not learned", "+++ learned"
+CONTEXT, TRAINED = "--- context, not trained", "+++ trained"
 
 
 def preview(examples: Sequence[Example], tokenizer: PreTrainedTokenizerBase) -> list[dict[str, object]]:
     """Per example its place, its size, and its spans in order: decoded from the token ids, special tokens included."""
     return [
         {
-            "where": one.where,
-            "num_tokens": len(one.ids),
-            "num_learned": sum(one.learned),
+            "where": example.where,
+            "num_tokens": len(example.ids),
+            "num_trained": sum(example.loss_mask),
             "spans": [
-                {"learned": learned, "text": str(tokenizer.decode([token for token, _ in span]))}
-                for learned, span in (
-                    (learned, list(group))
-                    for learned, group in groupby(zip(one.ids, one.learned, strict=True), key=lambda pair: pair[1])
-                )
+                {"trained": trained, "text": str(tokenizer.decode([token for token, _ in span]))}
+                for trained, span in groupby(zip(example.ids, example.loss_mask, strict=True), key=lambda pair: pair[1])
             ],
         }
-        for one in examples
+        for example in examples
     ]
 
 
@@ -37,9 +34,9 @@ def as_text(rows: Sequence[dict[str, object]]) -> str:
     """The preview for a person."""
     lines: list[str] = []
     for row in rows:
-        lines.append(f"=== {row['where']}: {row['num_tokens']} tokens, {row['num_learned']} learned")
+        lines.append(f"=== {row['where']}: {row['num_tokens']} tokens, {row['num_trained']} trained")
         spans = row["spans"]
         assert isinstance(spans, list)
         for span in spans:
-            lines += [LEARNED if span["learned"] else SHOWN, str(span["text"])]
+            lines += [TRAINED if span["trained"] else CONTEXT, str(span["text"])]
     return "\n".join(lines)

@@ -6,7 +6,7 @@
 
 The key holds every teacher's identity and share, the digest of the token rows and of their masks, K, the temperature
 and how teachers are combined: what was filled by another teacher or from other data can never be read by mistake. A
-folder is for one teacher (or mixture) and one data set: an entry that answers something else is an error which names
+folder is for one teacher (or mixture) and one data set: an entry for something else is an error which names
 both, unless it is asked to be filled again. An entry is written beside its place and renamed, whole or not at all.
 
 Shapes: N rows, S tokens of a row, K tokens kept.
@@ -44,8 +44,8 @@ class CachedTeacher(BaseModel):
     share: float
 
 
-class Asked(BaseModel):
-    """What an entry answers; its sha256 is the entry's key. Teachers' names are left out of it: identity counts."""
+class CacheRequest(BaseModel):
+    """What an entry holds; its sha256 is the entry's key. Teachers' names are left out of it: identity counts."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -61,9 +61,9 @@ class Asked(BaseModel):
 
     def key(self) -> str:
         """The name of the entry: 32 hex digits."""
-        told = self.model_dump(mode="json", exclude={"teachers"})
-        told["teachers"] = sorted([one.identity, one.share] for one in self.teachers)
-        return hashlib.sha256(json.dumps([VERSION, told], sort_keys=True).encode()).hexdigest()[:32]
+        values = self.model_dump(mode="json", exclude={"teachers"})
+        values["teachers"] = sorted([teacher.identity, teacher.share] for teacher in self.teachers)
+        return hashlib.sha256(json.dumps([VERSION, values], sort_keys=True).encode()).hexdigest()[:32]
 
 
 class Manifest(BaseModel):
@@ -71,7 +71,7 @@ class Manifest(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    asked: Asked
+    asked: CacheRequest
     mean_rest: float
     largest_rest: float
     num_tokens: int
@@ -97,12 +97,12 @@ Rows = Callable[[int, int], tuple[torch.Tensor, torch.Tensor]]
 """(first row, behind the last) -> (ids [B, S, K], log-probabilities [B, S, K + 1]) of those rows."""
 
 
-def find(root: Path, asked: Asked) -> TeacherCache | None:
-    """The entry that answers `asked`, or None where there is none yet.
+def find(root: Path, request: CacheRequest) -> TeacherCache | None:
+    """The entry for `request`, or None where there is none yet.
 
     Raises: LLMCompressError for an entry that is damaged.
     """
-    folder = root / asked.key()
+    folder = root / request.key()
     return _open(folder) if folder.is_dir() else None
 
 
@@ -111,27 +111,28 @@ def entries(root: Path) -> list[TeacherCache]:
     return [_open(path.parent) for path in sorted(root.glob(f"*/{MANIFEST}"))] if root.is_dir() else []
 
 
-def check(root: Path, asked: Asked) -> None:
-    """Nothing below `root` answers something else for the same part of the rows.
+def check(root: Path, request: CacheRequest) -> None:
+    """Nothing below `root` holds something else for the same part of the rows.
 
     Raises: LLMCompressError that says what it was filled for and what is asked.
     """
-    for one in entries(root):
-        found = one.manifest.asked
-        if found.part == asked.part and found.key() != asked.key():
+    for entry in entries(root):
+        filled = entry.manifest.asked
+        if filled.part == request.part and filled.key() != request.key():
             raise LLMCompressError(
-                f"cache {root}: was not filled for this ({asked.part} rows): {'; '.join(differences(found, asked))}",
+                f"cache {root}: was not filled for this ({request.part} rows): "
+                f"{'; '.join(differences(filled, request))}",
                 "name another folder (--cache), or fill this one again (--refill-cache)",
             )
 
 
-def clear(root: Path, asked: Asked) -> list[str]:
+def clear(root: Path, request: CacheRequest) -> list[str]:
     """Remove the entries that `check` refuses, and damaged ones; the names of those that are gone."""
     gone = []
     for path in sorted(root.glob(f"*/{MANIFEST}")):
         try:
-            found = _open(path.parent).manifest.asked
-            keep = found.part != asked.part or found.key() == asked.key()
+            filled = _open(path.parent).manifest.asked
+            keep = filled.part != request.part or filled.key() == request.key()
         except LLMCompressError:
             keep = False
         if not keep:
@@ -140,15 +141,15 @@ def clear(root: Path, asked: Asked) -> list[str]:
     return gone
 
 
-def differences(found: Asked, asked: Asked) -> list[str]:
+def differences(filled: CacheRequest, request: CacheRequest) -> list[str]:
     """In what two entries differ, in words."""
-    said = []
-    whose, mine = (sorted((one.identity, one.share) for one in it.teachers) for it in (found, asked))
-    if whose != mine:
-        said.append(f"it holds the predictions of {_named(found)}, and the teacher is {_named(asked)}")
-    if found.data != asked.data:
-        said.append(
-            f"it is of other rows (digest {found.data[:12]}, now {asked.data[:12]}: another file, seq_len or seed)"
+    reasons = []
+    before, now = (sorted((teacher.identity, teacher.share) for teacher in each.teachers) for each in (filled, request))
+    if before != now:
+        reasons.append(f"it holds the predictions of {_named(filled)}, and the teacher is {_named(request)}")
+    if filled.data != request.data:
+        reasons.append(
+            f"it is of other rows (digest {filled.data[:12]}, now {request.data[:12]}: another file, seq_len or seed)"
         )
     for name, what in (
         ("temperature", "temperature"),
@@ -156,35 +157,35 @@ def differences(found: Asked, asked: Asked) -> list[str]:
         ("vocabulary", "entries of a prediction"),
         ("combine", "averaged over teachers"),
     ):
-        before, now = getattr(found, name), getattr(asked, name)
-        if before != now:
-            said.append(f"{what} {before}, now {now}")
-    return said or ["it is of another version of this cache"]
+        values = getattr(filled, name), getattr(request, name)
+        if values[0] != values[1]:
+            reasons.append(f"{what} {values[0]}, now {values[1]}")
+    return reasons or ["it is of another version of this cache"]
 
 
-def _named(asked: Asked) -> str:
-    shares = len(asked.teachers) > 1
+def _named(request: CacheRequest) -> str:
+    shares = len(request.teachers) > 1
     return " and ".join(
-        f"{one.name} (identity {one.identity[:12]}{f', share {one.share:g}' if shares else ''})"
-        for one in asked.teachers
+        f"{teacher.name} (identity {teacher.identity[:12]}{f', share {teacher.share:g}' if shares else ''})"
+        for teacher in request.teachers
     )
 
 
-def write(root: Path, asked: Asked, counts_NS: torch.Tensor, rows: Rows, rows_at_once: int) -> TeacherCache:
-    """Fill the entry for `asked` from `rows`, a few rows at a time; whole or not at all.
+def write(root: Path, request: CacheRequest, counts_NS: torch.Tensor, rows: Rows, rows_at_once: int) -> TeacherCache:
+    """Fill the entry for `request` from `rows`, a few rows at a time; whole or not at all.
 
     counts_NS: bool, the tokens that count (of which `mean_rest` is taken).
     """
-    folder, scratch = root / asked.key(), root / f".{asked.key()}.tmp"
+    folder, scratch = root / request.key(), root / f".{request.key()}.tmp"
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir(parents=True)
-    shape = (asked.num_rows, asked.row_tokens, asked.num_kept)
+    shape = (request.num_rows, request.row_tokens, request.num_kept)
     ids = np.lib.format.open_memmap(scratch / IDS, mode="w+", dtype=np.int32, shape=shape)
     wider = (*shape[:2], shape[2] + 1)
     log_probs = np.lib.format.open_memmap(scratch / LOG_PROBS, mode="w+", dtype=np.float32, shape=wider)
     total, largest = 0.0, 0.0
-    for start in range(0, asked.num_rows, rows_at_once):
-        stop = min(asked.num_rows, start + rows_at_once)
+    for start in range(0, request.num_rows, rows_at_once):
+        stop = min(request.num_rows, start + rows_at_once)
         ids_BSK, log_probs_BSK1 = rows(start, stop)
         ids[start:stop], log_probs[start:stop] = ids_BSK.cpu().numpy(), log_probs_BSK1.cpu().numpy()
         rest = log_probs_BSK1[..., -1].cpu().double().exp()[counts_NS[start:stop]]
@@ -193,7 +194,8 @@ def write(root: Path, asked: Asked, counts_NS: torch.Tensor, rows: Rows, rows_at
     ids.flush()
     log_probs.flush()
     num_tokens = int(counts_NS.sum())
-    manifest = Manifest(asked=asked, mean_rest=total / max(num_tokens, 1), largest_rest=largest, num_tokens=num_tokens)
+    mean = total / max(num_tokens, 1)
+    manifest = Manifest(asked=request, mean_rest=mean, largest_rest=largest, num_tokens=num_tokens)
     (scratch / MANIFEST).write_text(manifest.model_dump_json(indent=1) + "\n", encoding="utf-8")
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(scratch, folder)
@@ -207,7 +209,7 @@ def _open(folder: Path) -> TeacherCache:
         ids, log_probs = (np.load(folder / name, mmap_mode="r") for name in (IDS, LOG_PROBS))
     except (OSError, ValueError, ValidationError) as error:
         raise LLMCompressError(f"{folder}: a damaged teacher cache ({str(error).splitlines()[0]})", hint) from error
-    asked = manifest.asked
-    if ids.shape != (asked.num_rows, asked.row_tokens, asked.num_kept) or asked.key() != folder.name:
+    request = manifest.asked
+    if ids.shape != (request.num_rows, request.row_tokens, request.num_kept) or request.key() != folder.name:
         raise LLMCompressError(f"{folder}: a teacher cache whose files and manifest do not belong together", hint)
     return TeacherCache(folder, manifest, ids, log_probs)

@@ -98,4 +98,4 @@ def _problems(pairs: Sequence[tuple[int, int]], num_student: int, num_teacher: i
                 )
     named = [student for student, _ in pairs]
     twice = sorted({student for student in named if named.count(student) > 1})
-    return problems + [LLMCompressError(f"layer_map: layer {one} of the student is mapped twice") for one in twice]
+    return problems + [LLMCompressError(f"layer_map: layer {layer} of the student is mapped twice") for layer in twice]

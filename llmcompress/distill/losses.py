@@ -5,12 +5,31 @@
                   JS(beta)     beta D(p || m) + (1 - beta) D(q || m)                   GKD, Agarwal et al. 2024
                                with m = beta p + (1 - beta) q
                   CE           -log q(label)   the data's own next token or class
-    inside        hidden       MSE or 1 - cosine, projected where the widths differ     FitNets, TinyBERT
+    intermediate  hidden       MSE or 1 - cosine, projected where the widths differ     FitNets, TinyBERT
                   attention    KL or MSE of the attention probabilities              TinyBERT
                   embedding    hidden, of what the embedding layer gives
 
 p is the teacher's distribution, q the student's, both of logits over a temperature. Softer distributions have smaller
 gradients, by 1/temperature^2, which `tempered` gives back so that the weights of losses keep their meaning.
+
+Several teachers are one distribution (`Mixture`); weights are divided by their sum:
+
+    probabilities   p = sum_i w_i p_i                  an ensemble: likely is what any teacher finds likely
+    logits          p = softmax(sum_i w_i z_i / t)     a product of experts: likely is what all of them do
+
+A teacher that was cached is kept as its K likeliest tokens and the exact mass of all others (`fold`):
+
+    [ p1  p2  ...  pK | rest ]        rest = 1 - (p1 + ... + pK), computed from the whole distribution
+
+The student is folded the same way (its own probability of the same K tokens, and its own rest), and any divergence of
+the two folded distributions is taken over K + 1 outcomes. Folding never adds to a divergence (data processing), and for
+the forward KL the chain rule says what it takes away:
+
+    online - cached = rest * KL(teacher's tail || student's tail)        between 0 and rest * log(1 / least of the
+                                                                         student's tail probabilities)
+
+The gradient with respect to the student's logits moves by at most 2 * rest / temperature in L1 norm (times
+temperature^2, as all of the loss is), whatever the student is: `rest` is what the report states.
 
 Every function gives one value per token and takes no mean: `masked_mean` is the one place where tokens that do not
 count (padding, the prompt) are left out.
@@ -21,13 +40,16 @@ Shapes: T tokens, V vocabulary (or the K + 1 outcomes of a teacher that was cach
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+from typing import Literal
 
 import torch
 from torch import distributed
 from torch.nn import functional
 
-LOWEST = -1e4
-"""Stands for the logarithm of zero: exp of it is zero, and a product with zero stays zero where -inf would give NaN."""
+from llmcompress.models.divergence import LOWEST, floored_kl
+
+Combine = Literal["probabilities", "logits"]
 
 
 def log_probs(logits_TV: torch.Tensor, temperature: float = 1.0) -> torch.Tensor:
@@ -38,12 +60,12 @@ def log_probs(logits_TV: torch.Tensor, temperature: float = 1.0) -> torch.Tensor
 
 def forward_kl(student_TV: torch.Tensor, teacher_TV: torch.Tensor) -> torch.Tensor:
     """KL(teacher || student) of log-probabilities, nats [T]."""
-    return _kl(teacher_TV, student_TV)
+    return floored_kl(teacher_TV, student_TV)
 
 
 def reverse_kl(student_TV: torch.Tensor, teacher_TV: torch.Tensor) -> torch.Tensor:
     """KL(student || teacher) of log-probabilities, nats [T]."""
-    return _kl(student_TV, teacher_TV)
+    return floored_kl(student_TV, teacher_TV)
 
 
 def jensen_shannon(student_TV: torch.Tensor, teacher_TV: torch.Tensor, beta: float = 0.5) -> torch.Tensor:
@@ -54,7 +76,7 @@ def jensen_shannon(student_TV: torch.Tensor, teacher_TV: torch.Tensor, beta: flo
     """
     assert 0 < beta < 1
     mixed_TV = torch.logaddexp(teacher_TV + math.log(beta), student_TV + math.log1p(-beta))
-    return beta * _kl(teacher_TV, mixed_TV) + (1 - beta) * _kl(student_TV, mixed_TV)
+    return beta * floored_kl(teacher_TV, mixed_TV) + (1 - beta) * floored_kl(student_TV, mixed_TV)
 
 
 def tempered(loss_T: torch.Tensor, temperature: float) -> torch.Tensor:
@@ -111,6 +133,60 @@ def _tokens_per_process(count: torch.Tensor) -> torch.Tensor:
     return total
 
 
-def _kl(p_TV: torch.Tensor, q_TV: torch.Tensor) -> torch.Tensor:
-    p_TV, q_TV = p_TV.clamp_min(LOWEST), q_TV.clamp_min(LOWEST)
-    return (p_TV.exp() * (p_TV - q_TV)).sum(-1)
+def fold(log_probs_TV: torch.Tensor, num_kept: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """(ids int64 [T, K], log-probabilities [T, K + 1], the last one that of all other tokens together)."""
+    ids_TK = log_probs_TV.topk(min(num_kept, log_probs_TV.shape[-1]), dim=-1).indices
+    return ids_TK, folded(log_probs_TV, ids_TK)
+
+
+def folded(log_probs_TV: torch.Tensor, ids_TK: torch.Tensor) -> torch.Tensor:
+    """Log-probabilities [T, K + 1] of the tokens `ids_TK` and of all others together. Differentiable."""
+    kept_TK = log_probs_TV.gather(-1, ids_TK)
+    rest_T1 = log_probs_TV.scatter(-1, ids_TK, LOWEST).logsumexp(-1, keepdim=True)
+    return torch.cat([kept_TK, rest_T1], -1)
+
+
+def tail_bound(student_TV: torch.Tensor, ids_TK: torch.Tensor, teacher_TK1: torch.Tensor) -> torch.Tensor:
+    """The most that the online forward KL can exceed the cached one, nats [T].
+
+    student_TV: log-probabilities. It is rest * (log of the student's whole tail - log of its least likely tail token).
+    """
+    tail_TV = student_TV.scatter(-1, ids_TK, float("inf"))
+    least_T = tail_TV.amin(-1)
+    whole_T = folded(student_TV, ids_TK)[..., -1]
+    bound_T = teacher_TK1[..., -1].exp() * (whole_T - least_T)
+    return torch.where(least_T.isinf(), torch.zeros_like(bound_T), bound_T)
+
+
+class Mixture:
+    """Adds up teachers one at a time, so that only one of them need be in memory."""
+
+    def __init__(self, combine: Combine, temperature: float) -> None:
+        self.combine, self.temperature = combine, temperature
+        self._sum_TV: torch.Tensor | None = None
+
+    def add(self, logits_TV: torch.Tensor, share: float) -> None:
+        """One teacher's logits with its share of the whole, 0 < share <= 1."""
+        if self.combine == "logits":
+            term_TV = logits_TV.float() * share if share != 1.0 else logits_TV.float()
+            self._sum_TV = term_TV if self._sum_TV is None else self._sum_TV + term_TV
+            return
+        term_TV = log_probs(logits_TV, self.temperature)
+        term_TV = term_TV + math.log(share) if share != 1.0 else term_TV
+        self._sum_TV = term_TV if self._sum_TV is None else torch.logaddexp(self._sum_TV, term_TV)
+
+    def log_probs(self) -> torch.Tensor:
+        """The mixture's log-probabilities [T, V], tempered."""
+        assert self._sum_TV is not None, "a mixture of nothing"
+        return log_probs(self._sum_TV, self.temperature) if self.combine == "logits" else self._sum_TV
+
+
+def shares(weights: Sequence[float]) -> tuple[float, ...]:
+    """Weights over their sum. At least one is positive and none negative.
+
+    >>> shares([1, 3]), shares([0, 2])
+    ((0.25, 0.75), (0.0, 1.0))
+    """
+    total = math.fsum(weights)
+    assert total > 0 and min(weights) >= 0
+    return tuple(weight / total for weight in weights)

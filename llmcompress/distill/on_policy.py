@@ -1,10 +1,10 @@
 """Distillation on text that the student writes itself (GKD): prompts, what does not combine, and the training.
 
-    row      prompt and answer     the prompt is what is not learned; the student writes the answer
+    row      prompt and answer     the prompt is what is not trained; the student writes the answer
              text alone            its first `prompt_tokens` tokens; the student goes on
 
-The loop, the drawing and the writing are trl's (train/gkd.py); the losses are ours, so several teachers, a temperature
-and vocabularies that differ in padding rows work as they do elsewhere.
+The loop, the drawing and the writing are trl's (training/on_policy.py); the losses are ours, so several teachers, a
+temperature and vocabularies that differ in padding rows work as they do elsewhere.
 
 Shapes: B rows of a batch, P tokens of the longest prompt.
 """
@@ -18,26 +18,27 @@ from typing import Any
 import torch
 
 from llmcompress.console import Progress
-from llmcompress.distill.kinds import Kind
+from llmcompress.data.collate import IGNORED
 from llmcompress.distill.objective import Distiller
 from llmcompress.distill.rows import Row, Rows
 from llmcompress.distill.settings import DistillSettings, OnPolicySettings
 from llmcompress.errors import LLMCompressError, raise_all
+from llmcompress.models.tasks import Task
 from llmcompress.report.training import OnPolicy, Training
-from llmcompress.training.gkd import OwnText, numbered, own_text_engine, require_trl, untouched
+from llmcompress.training.on_policy import OwnText, numbered, own_text_engine, require_trl, untouched
 from llmcompress.training.trainer import train
 
 
-def refuse(settings: DistillSettings, kind: Kind) -> None:
+def require_on_policy(settings: DistillSettings, task: Task) -> None:
     """Before anything is loaded.
 
-    Raises: LLMCompressError where this kind of model writes no text, rows are packed, or trl is missing.
+    Raises: LLMCompressError where the model writes no text, rows are packed, or trl is missing.
     """
     if settings.on_policy is None:
         return
     problems = []
-    if kind != "causal":
-        problems.append(LLMCompressError(f"on_policy: a {kind} model writes no text", "language models only"))
+    if not task.generates:
+        problems.append(LLMCompressError(f"on_policy: a {task.name} model writes no text", "language models only"))
     if settings.data.packing:
         problems.append(
             LLMCompressError("on_policy: packed rows have no prompt of their own", "leave out data.packing")
@@ -47,20 +48,20 @@ def refuse(settings: DistillSettings, kind: Kind) -> None:
 
 
 def prompt_of(row: Row, plain: bool, asked: OnPolicySettings) -> list[int]:
-    """The tokens that the student goes on from: those before the first learned one, or the first of a `plain` text."""
+    """The tokens that the student goes on from: those before the first trained one, or the first of a `plain` text."""
     labels = row.labels if isinstance(row.labels, list) else []
-    learned = next((at for at, one in enumerate(labels) if one != -100), 0)
-    if plain or not learned:
-        learned = min(asked.prompt_tokens, max(1, len(row.ids) - 1))
-    return row.ids[:learned]
+    length = next((place for place, label in enumerate(labels) if label != IGNORED), 0)
+    if plain or not length:
+        length = min(asked.prompt_tokens, max(1, len(row.ids) - 1))
+    return row.ids[:length]
 
 
 def with_prompts(rows: Rows, picked: Sequence[Row], asked: OnPolicySettings) -> dict[str, torch.Tensor]:
     """A batch as elsewhere, and `prompts` and `prompt_attention_mask` int64 [B, P], filled up on the left."""
     prompts = [prompt_of(row, rows.summary.kind == "text", asked) for row in picked]
     longest = max(map(len, prompts))
-    ids = [[rows.padding] * (longest - len(one)) + one for one in prompts]
-    mask = [[0] * (longest - len(one)) + [1] * len(one) for one in prompts]
+    ids = [[rows.padding] * (longest - len(prompt)) + prompt for prompt in prompts]
+    mask = [[0] * (longest - len(prompt)) + [1] * len(prompt) for prompt in prompts]
     return rows.batch(picked) | {"prompts": torch.tensor(ids), "prompt_attention_mask": torch.tensor(mask)}
 
 

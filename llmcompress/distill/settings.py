@@ -16,6 +16,11 @@ LossName = Literal[
     "forward_kl", "reverse_kl", "js", "ce", "sentence",
     "hidden_mse", "hidden_cosine", "attention_kl", "attention_mse", "embedding",
 ]  # fmt: skip
+HIDDEN, ATTENTION = ("hidden_mse", "hidden_cosine", "embedding"), ("attention_kl", "attention_mse")
+INTERMEDIATE = (*HIDDEN, *ATTENTION)
+"""Losses of what lies inside a model: its hidden states and its attention probabilities."""
+NOT_CACHED = ("sentence", *INTERMEDIATE)
+"""Losses that need more of a teacher than its predictions."""
 
 
 class TeacherRef(BaseModel):
@@ -56,7 +61,9 @@ def _weights(value: Any) -> Any:
 
 
 def _references(value: Any) -> Any:
-    return [{"model": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
+    return (
+        [{"model": entry} if isinstance(entry, str) else entry for entry in value] if isinstance(value, list) else value
+    )
 
 
 def _integers(value: Any) -> Any:
@@ -98,7 +105,7 @@ class DistillSettings(BaseModel):
         0.0,
         ge=0,
         lt=1,
-        description="share of the steps, the first, that train on insides alone; then predictions",
+        description="share of the steps, the first, that train on hidden states and attention alone; then predictions",
     )
 
     on_policy: OnPolicySettings | None = Field(None, description="train on the student's own text; None: on the data's")
@@ -126,7 +133,7 @@ class DistillSettings(BaseModel):
             raise ValueError(f"a student is given, so there is nothing to cut ({', '.join(asked)})")
         if self.keep is not None and self.layers:
             raise ValueError("keep and layers both say which layers stay")
-        if self.weight + sum(one.weight for one in self.teachers) == 0:
+        if self.weight + sum(teacher.weight for teacher in self.teachers) == 0:
             raise ValueError("every teacher has weight 0")
         if self.losses and not any(self.losses.values()):
             raise ValueError("every loss has weight 0")
@@ -134,23 +141,19 @@ class DistillSettings(BaseModel):
             raise ValueError("one_at_a_time needs a cache: the folder where the teachers' predictions are kept")
         if self.refill_cache and self.cache is None:
             raise ValueError("refill_cache needs a cache")
-        inside = sorted(name for name, weight in self.losses.items() if weight and name in NOT_CACHED)
-        if self.cache is not None and inside:
-            raise ValueError(f"a cache holds predictions only; {', '.join(inside)} need the teacher itself")
+        intermediate = sorted(name for name, weight in self.losses.items() if weight and name in NOT_CACHED)
+        if self.cache is not None and intermediate:
+            raise ValueError(f"a cache holds predictions only; {', '.join(intermediate)} need the teacher itself")
         if self.on_policy is not None:
-            self._can_be_on_policy(inside)
-        if self.phase_frac and not (inside and set(self.losses) - set(NOT_CACHED)):
-            raise ValueError("phase_frac needs losses of both kinds: of the insides and of the predictions")
+            self._can_be_on_policy(intermediate)
+        if self.phase_frac and not (intermediate and set(self.losses) - set(NOT_CACHED)):
+            raise ValueError("phase_frac needs losses of both kinds: of hidden states or attention, and of predictions")
         return self
 
-    def _can_be_on_policy(self, inside: Sequence[str]) -> None:
+    def _can_be_on_policy(self, intermediate: Sequence[str]) -> None:
         if self.cache is not None:
             raise ValueError("on_policy: a cache holds predictions on the data's text, not on what the student writes")
-        if inside:
-            raise ValueError(f"on_policy: matches predictions alone, not {', '.join(inside)}")
+        if intermediate:
+            raise ValueError(f"on_policy: matches predictions alone, not {', '.join(intermediate)}")
         if self.losses.get("ce"):
             raise ValueError("on_policy: what the student writes has no labels, so ce cannot be learned from it")
-
-
-NOT_CACHED = ("sentence", "hidden_mse", "hidden_cosine", "attention_kl", "attention_mse", "embedding")
-"""Losses that need more of a teacher than its predictions."""

@@ -23,7 +23,7 @@ from llmcompress.checkpoint.tokenizer import side_files
 from llmcompress.checkpoint.writer import plain_output, write_shards
 from llmcompress.compress.roundtrip import unpack_codes
 from llmcompress.console import quiet
-from llmcompress.distill.on_grid import OnGrid, trained_codes, with_codes
+from llmcompress.distill.quantized import OnGrid, trained_codes, with_codes
 from llmcompress.formats.base import FORMATS
 from llmcompress.models.meta import FLOATS
 from llmcompress.report import LinearRow, Output, RunReport
@@ -34,11 +34,11 @@ POOLING_FOLDERS = ("1_Pooling", "2_Normalize")
 
 def write_plain(model: nn.Module, folder: Path, dtype: torch.dtype, beside: Path) -> Output:
     """Save a dense student into `folder`, with the tokenizer files of the checkpoint `beside`."""
-    copies = {name: one.dtype for name, one in model.named_parameters()}
+    before = next(model.parameters()).dtype
     model.to(dtype)
     with quiet("transformers"):
         model.save_pretrained(folder)  # type: ignore[operator]
-    model.to(next(iter(copies.values())))
+    model.to(before)
     _copy_beside(beside, folder)
     files = sorted(path for path in folder.iterdir() if "safetensors" in path.name)
     stored = [tensor for path in files if path.suffix == ".safetensors" for tensor in read_header(path).values()]
@@ -79,8 +79,10 @@ def write_on_grid(
         before = unpack_codes(student, row, format)
         changed, total = changed + int((codes_OI != before.codes_OI).sum()), total + codes_OI.numel()
         weight = with_codes(before, codes_OI)
-        replaced |= {f"{row.stem}.{suffix}": one for suffix, one in format.pack(weight, dtype).items()}
-        rows.append(_row(row, weight.digest()))
+        replaced |= {f"{row.stem}.{suffix}": tensor for suffix, tensor in format.pack(weight, dtype).items()}
+        notes = [*row.notes, "codes trained by distillation on the scales that were there"]
+        lost = {"relative_error": None, "error_kind": None}
+        rows.append(row.model_copy(update={"digest": weight.digest(), "notes": notes, **lost}))
     digests = _write_tensors(student, replaced, folder)
     _copy_beside(student.folder, folder)
     for name in ("config.json", "quantize_config.json"):
@@ -92,17 +94,11 @@ def write_on_grid(
     return report.model_copy(update={"linears": rows, "output": output}), changed / max(total, 1)
 
 
-def _row(row: LinearRow, digest: str) -> LinearRow:
-    note = "codes trained by distillation on the scales that were there"
-    lost = {"relative_error": None, "error_kind": None}
-    return row.model_copy(update={"digest": digest, "notes": [*row.notes, note], **lost})
-
-
 def _write_tensors(student: Checkpoint, replaced: Mapping[str, torch.Tensor], folder: Path) -> dict[str, str]:
     from safetensors.torch import save_file
 
     scratch = folder / ".replaced.safetensors"
-    save_file({name: one.contiguous() for name, one in replaced.items()}, scratch)
+    save_file({name: tensor.contiguous() for name, tensor in replaced.items()}, scratch)
     fresh = read_header(scratch)
     tensors = [fresh.get(name, stored) for name, stored in student.stored.items()]
     digests = write_shards(folder, tensors)
@@ -116,11 +112,6 @@ def grid_linears(model: nn.Module, student: Checkpoint) -> dict[str, Any]:
     assert report.output is not None
     format = FORMATS.get(report.output.format)
     return {row.name: unpack_codes(student, row, format) for row in report.linears if row.outcome != "skipped"}
-
-
-def count_parameters(model: nn.Module) -> int:
-    """Weights of a model, tied ones once."""
-    return sum(one.numel() for one in model.parameters())
 
 
 def _copy_beside(source: Path, folder: Path) -> None:

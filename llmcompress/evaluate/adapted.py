@@ -41,8 +41,8 @@ def load(folder: Path, trust_remote_code: bool = False) -> tuple[Any, str]:
 
     Raises: LLMCompressError as `base_of`, for a base that is another one by now, and an adapter that does not fit it.
     """
-    from llmcompress.finetune.measure import trained_model
-    from llmcompress.finetune.merge import plan_merge
+    from llmcompress.finetune.merge_target import plan_merge
+    from llmcompress.finetune.retention import trained_model
     from llmcompress.finetune.settings import AdapterRef
 
     base, trained = base_of(folder, trust_remote_code), _trained(folder)
@@ -60,7 +60,7 @@ def load(folder: Path, trust_remote_code: bool = False) -> tuple[Any, str]:
 
 
 def _trained(folder: Path) -> Finetune | None:
-    from llmcompress.finetune.onto import trained_on
+    from llmcompress.finetune.merge_target import trained_on
 
     return trained_on(folder)
 

@@ -19,11 +19,16 @@ from typing import Any
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tokenizer import load_tokenizer
-from llmcompress.data.calibration import CalibrationSet, CalibrationSpec, load_calibration
+from llmcompress.data.calibration import (
+    TRAINING_DATA,
+    CalibrationSet,
+    CalibrationSpec,
+    load_calibration,
+    training_calibration,
+)
 from llmcompress.data.examples import data_digest
-from llmcompress.data.records import read_records
 from llmcompress.data.settings import DataSettings
-from llmcompress.data.training_text import NAME, training_calibration
+from llmcompress.data.sources import read_rows
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import FILE, FOLDER, RunReport, TrainingData
 
@@ -120,7 +125,7 @@ def _calibrated(report: RunReport, settings: dict[str, Any], consent: Consent) -
 def _drawn(report: RunReport, settings: dict[str, Any], source: str, tokenizer: Any) -> CalibrationSet:
     given = report.calibration
     assert given is not None
-    if given.name == NAME:
+    if given.name == TRAINING_DATA:
         data = next(
             (step[stage].get("data") for step in report.recipe["stages"] for stage in TRAINING if step.get(stage)),
             None,
@@ -137,7 +142,7 @@ def _trained(settings: DataSettings, known: TrainingData) -> list[str]:
     """Every text of the rows, whatever their fields are called; the file must be the one of the training."""
     if known.sha256 and data_digest(settings) != known.sha256:
         raise LLMCompressError("the file of that name is no longer the one that was trained on")
-    records, _ = read_records(settings.path, settings.config, settings.split, settings.revision)
+    records, _ = read_rows(settings.path, settings.config, settings.split, settings.revision)
     return [" ".join(_strings(record.fields)) for record in records[: settings.max_rows]]
 
 

@@ -11,14 +11,13 @@ Shapes: N rows, B rows of a batch, S tokens of a row, T tokens of a chunk, V voc
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from llmcompress.data.sources import read_text as read_text
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate.statistics import Floats
 from llmcompress.evaluate.text_metrics import TEXT_METRICS
@@ -55,36 +54,6 @@ class TextFigures:
     def num_tokens(self) -> int:
         """Predicted tokens in all."""
         return self.tokens_per_row * len(next(iter(self.by_metric.values())).pair_N)
-
-
-def read_text(path: Path, field: str) -> str:
-    """The text of a .txt file, or the `field` of every line of a .jsonl file, an empty line between two.
-
-    Raises: LLMCompressError for a file that is empty, is not UTF-8, or has a line without that field.
-    """
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise LLMCompressError(f"{path}: not UTF-8 text (byte {error.start})") from error
-    except OSError as error:
-        raise LLMCompressError(f"{path}: cannot be read ({error.strerror})") from error
-    if path.suffix == ".jsonl":
-        lines = [(number, line) for number, line in enumerate(text.splitlines(), 1) if line.strip()]
-        text = "\n\n".join(_field(path, number, line, field) for number, line in lines)
-    if not text.strip():
-        raise LLMCompressError(f"{path}: holds no text")
-    return text
-
-
-def _field(path: Path, number: int, line: str, field: str) -> str:
-    try:
-        record = json.loads(line)
-    except ValueError as error:
-        raise LLMCompressError(f"{path}:{number}: not valid JSON ({error})") from error
-    if not isinstance(record, dict) or not isinstance(record.get(field), str):
-        known = ", ".join(sorted(record)) if isinstance(record, dict) else type(record).__name__
-        raise LLMCompressError(f"{path}:{number}: has no text in field {field!r} (it has: {known})")
-    return str(record[field])
 
 
 def token_rows(text: str, tokenizer: Any, seq_len: int, num_tokens: int, where: str) -> torch.Tensor:

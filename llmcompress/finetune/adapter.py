@@ -22,7 +22,7 @@ from typing import Any
 
 from llmcompress.checkpoint.tensors import StoredTensor, read_header
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.finetune.delta import Update
+from llmcompress.finetune.update import Update
 
 PREFIX = "base_model.model."
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
@@ -61,9 +61,9 @@ class Adapter:
             raise LLMCompressError(f"{folder / CONFIG}: not valid JSON ({error})") from error
         if not (folder / WEIGHTS).is_file():
             raise LLMCompressError(f"{folder}: has no {WEIGHTS}", "save the adapter as safetensors")
-        found = cls(folder, config, read_header(folder / WEIGHTS), weight)
-        raise_all(found._problems())
-        return found
+        adapter = cls(folder, config, read_header(folder / WEIGHTS), weight)
+        raise_all(adapter._problems())
+        return adapter
 
     @property
     def kind(self) -> str:
@@ -78,18 +78,18 @@ class Adapter:
     @cached_property
     def parts(self) -> dict[str, dict[str, str]]:
         """Linear -> part (lora_A …) -> tensor name."""
-        found: dict[str, dict[str, str]] = {}
+        parts: dict[str, dict[str, str]] = {}
         for name in self.stored:
             match = _PART.fullmatch(name.removeprefix(PREFIX))
             if match:
-                found.setdefault(match[1], {})[match[2]] = name
-        return found
+                parts.setdefault(match[1], {})[match[2]] = name
+        return parts
 
     @cached_property
     def whole(self) -> dict[str, str]:
         """Parameter of the model -> tensor that replaces it (modules_to_save)."""
-        inside = {name for parts in self.parts.values() for name in parts.values()}
-        return {name.removeprefix(PREFIX): name for name in self.stored if name not in inside}
+        updates = {name for parts in self.parts.values() for name in parts.values()}
+        return {name.removeprefix(PREFIX): name for name in self.stored if name not in updates}
 
     def rank(self, linear: str) -> int:
         """Rank of what is stored for a linear."""

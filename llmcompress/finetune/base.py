@@ -14,20 +14,18 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any
 
 import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.compress.scheme import Scheme, preset
-from llmcompress.console import quiet
 from llmcompress.distributed import sharded
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.formats.base import FORMATS
-from llmcompress.models import device as devices
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import decoder_layers, is_transposed, linears
+from llmcompress.models.loading import best_device, load_model
 
 NF4_METHOD = "bitsandbytes"
 
@@ -59,7 +57,8 @@ def plan_base(source: Checkpoint, asked: str, adapter: str, double_quant: bool) 
     if method == NF4_METHOD:
         if asked == "full":
             raise LLMCompressError(f"{source.name}: is NF4, not full precision", "drop base: full")
-        kept = dict.fromkeys(_skipped(source), "not quantized in this checkpoint")
+        skipped = source.config["quantization_config"].get("llm_int8_skip_modules") or []
+        kept = dict.fromkeys((name for name in skipped if "lm_head" not in name), "not quantized in this checkpoint")
         return BasePlan(True, True, None, (), kept)
     if not (asked == "nf4" or (asked == "auto" and adapter == "qlora")):
         return BasePlan(False)
@@ -71,7 +70,7 @@ def nf4_plan(source: Checkpoint, double_quant: bool) -> BasePlan:
     scheme = preset("NF4-DQ" if double_quant else "NF4")
     format, model = FORMATS.get(NF4_METHOD), skeleton.build(source)
     layers = decoder_layers(model)
-    inside, kept = [], {}
+    quantized, kept = [], {}
     for index, layer in enumerate(layers.layers):
         for local, module in linears(layer).items():
             name = f"{layers.name(index)}.{local}"
@@ -84,45 +83,39 @@ def nf4_plan(source: Checkpoint, double_quant: bool) -> BasePlan:
             if reason:
                 kept[name] = reason
             else:
-                inside.append(name)
-    if not inside:
+                quantized.append(name)
+    if not quantized:
         raise LLMCompressError(
             f"{source.name}: no linear can be held as NF4 ({next(iter(kept.values()))})", "use --adapter lora"
         )
-    return BasePlan(True, False, scheme, tuple(inside), kept)
+    return BasePlan(True, False, scheme, tuple(quantized), kept)
 
 
 def load_base(source: Checkpoint, plan: BasePlan, precision: str = "auto") -> nn.Module:
-    """The base on the best device, every parameter frozen; on the CPU where it is to be spread over processes.
+    """The base on the best device, every parameter frozen; on the CPU where it is to be sharded over processes.
 
     precision: as in TrainingSettings; full-precision weights stay in their own dtype on an accelerator.
 
     Raises: LLMCompressError when transformers cannot load it.
     """
-    from transformers import AutoModelForCausalLM, BitsAndBytesConfig
-
     device = torch.device("cpu") if sharded() else own_device()
     dtype = compute_dtype(precision)
-    extra: dict[str, Any] = {}
+    quantization = None
     if plan.nf4 and not plan.stored:
+        from transformers import BitsAndBytesConfig
+
         assert plan.scheme is not None
-        skipped = [*plan.kept, *_heads(source)]
-        extra["quantization_config"] = BitsAndBytesConfig(
+        quantization = BitsAndBytesConfig(
             load_in_4bit=True,
             bnb_4bit_quant_type="nf4",
             bnb_4bit_use_double_quant=plan.scheme.grid.double_quant,
             bnb_4bit_compute_dtype=dtype,
-            llm_int8_skip_modules=skipped,
+            llm_int8_skip_modules=[*plan.kept, *_heads(source)],
         )
-    loading: Any = AutoModelForCausalLM
-    try:
-        with quiet("transformers", "bitsandbytes"):
-            model = loading.from_pretrained(
-                source.folder, dtype=dtype, device_map={"": device}, trust_remote_code=source.trust_remote_code, **extra
-            )
-    except (ImportError, RuntimeError, ValueError, LookupError, AttributeError, TypeError, OSError) as error:
-        first = (str(error).strip() or type(error).__name__).splitlines()[0][:200]
-        raise LLMCompressError(f"{source.name}: cannot be loaded to be trained on ({first})") from error
+    model = load_model(
+        source.folder, trust_remote_code=source.trust_remote_code, name=source.name, dtype=dtype, device=device,
+        quantization=quantization,
+    )  # fmt: skip
     model.config.use_cache = False
     model.requires_grad_(False)
     for module in model.modules():
@@ -133,14 +126,14 @@ def load_base(source: Checkpoint, plan: BasePlan, precision: str = "auto") -> nn
 
 def own_device() -> torch.device:
     """The best device; with several processes on several accelerators, the one of this process."""
-    device = devices.best()
+    device = best_device()
     return torch.device(device.type, int(os.environ.get("LOCAL_RANK", "0"))) if device.type == "cuda" else device
 
 
 def compute_dtype(precision: str) -> torch.dtype:
     """What the frozen weights are held in: float32 on a CPU, bfloat16 on an accelerator, unless it is asked for."""
     if precision == "auto":
-        return torch.float32 if devices.best().type == "cpu" else torch.bfloat16
+        return torch.float32 if best_device().type == "cpu" else torch.bfloat16
     return torch.float32 if precision == "float32" else torch.bfloat16
 
 
@@ -151,9 +144,9 @@ def targets(model: nn.Module, patterns: list[str]) -> list[str]:
 
     Raises: LLMCompressError, one for each pattern that matches none.
     """
-    layers = decoder_layers_of(model)
-    names = [f"{path}.{local}" for path, layer in layers for local in linears(layer)]
-    found: set[str] = set()
+    layers = decoder_layers(model)
+    names = [f"{layers.name(index)}.{local}" for index, layer in enumerate(layers.layers) for local in linears(layer)]
+    chosen: set[str] = set()
     problems = []
     for pattern in patterns:
         matched = {
@@ -166,20 +159,9 @@ def targets(model: nn.Module, patterns: list[str]) -> list[str]:
             problems.append(
                 LLMCompressError(f"target_modules: {pattern!r} matches no linear", f"there are {kinds}; or all-linear")
             )
-        found |= matched
+        chosen |= matched
     raise_all(problems)
-    return [name for name in names if name in found]
-
-
-def decoder_layers_of(model: nn.Module) -> list[tuple[str, nn.Module]]:
-    """Path and module of every decoder layer."""
-    found = decoder_layers(model)
-    return [(found.name(index), layer) for index, layer in enumerate(found.layers)]
-
-
-def _skipped(source: Checkpoint) -> list[str]:
-    config = source.config.get("quantization_config") or {}
-    return [name for name in config.get("llm_int8_skip_modules") or [] if "lm_head" not in name]
+    return [name for name in names if name in chosen]
 
 
 def _heads(source: Checkpoint) -> list[str]:

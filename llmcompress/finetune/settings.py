@@ -66,7 +66,9 @@ class AdapterRef(BaseModel):
 
 
 def _references(value: Any) -> Any:
-    return [{"path": one} if isinstance(one, str) else one for one in value] if isinstance(value, list) else value
+    return (
+        [{"path": entry} if isinstance(entry, str) else entry for entry in value] if isinstance(value, list) else value
+    )
 
 
 class MergeSettings(BaseModel):

@@ -25,30 +25,30 @@ from llmcompress.checkpoint.writer import file_digests, give_name
 from llmcompress.compress.assemble import describe_source
 from llmcompress.compress.workspace import Workspace
 from llmcompress.console import Progress
-from llmcompress.data.examples import TrainingSet, collate, load_examples
-from llmcompress.distributed import sharded
+from llmcompress.data.collate import collate, padding_token
+from llmcompress.data.examples import TrainingSet, load_examples
+from llmcompress.distributed import num_processes, sharded, speaks
 from llmcompress.errors import LLMCompressError
-from llmcompress.finetune import engine
+from llmcompress.finetune import lora
 from llmcompress.finetune.base import BasePlan, compute_dtype, load_base, own_device, plan_base, targets
-from llmcompress.finetune.begin import first_factors, quantized_weight, require_residual
+from llmcompress.finetune.initialization import first_factors, quantized_weight, require_residual
 from llmcompress.finetune.settings import FinetuneSettings
 from llmcompress.memory import large_blocks_kept
 from llmcompress.models import meta as skeleton
-from llmcompress.models.device import best
+from llmcompress.models.config import max_positions
+from llmcompress.models.loading import best_device
 from llmcompress.models.vocabulary import check_ids
 from llmcompress.report import ADAPTER, Check, Finetune, Output, RunReport, Training
 from llmcompress.seed import derive
 from llmcompress.training import sharding
 from llmcompress.training.failures import TrainingFailedError
+from llmcompress.training.heldout import heldout_loss
 from llmcompress.training.trainer import (
     DRIVER,
-    heldout_loss,
-    is_main,
     last_checkpoint,
     load_trained,
     total_steps,
     train,
-    world_size,
 )
 
 RELOAD_BOUND = 1e-4
@@ -58,8 +58,8 @@ REPACKED = (
     "the repacked ones wrongly: set support_avx512bf16_for_cpu to False on each Linear4bit before the first forward "
     "pass, or merge the adapter."
 )
-SPREAD = (
-    "Trained with the model spread over {} processes by FSDP, of which the first held {:.0%} of the parameters' bytes "
+SHARDED = (
+    "Trained with the model sharded over {} processes by FSDP, of which the first held {:.0%} of the parameters' bytes "
     "between steps; read anew to be saved and checked."
 )
 WEIGHTS, CONFIG = "adapter_model.safetensors", "adapter_config.json"
@@ -81,7 +81,7 @@ class _Job:
     padding: int
     seed: int
     progress: Progress
-    budget: engine.Budget | None
+    budget: lora.Budget | None
     notes: list[str] = field(default_factory=list)
 
     def heldout(self, model: Any) -> tuple[float | None, int]:
@@ -109,8 +109,8 @@ def finetune(
     check_ids((token for row in (*job.rows.train, *job.rows.heldout) for token in row.ids), model)
     names = targets(model, settings.target_modules)
     workspace = _workspace(out, key)
-    adapted, training, losses = (_spread if sharded() else _here)(job, model, names, workspace, out)
-    if is_main():
+    adapted, training, losses = (_train_sharded if sharded() else _train_whole)(job, model, names, workspace, out)
+    if speaks():
         report.finetune = _part(job, adapted, training, losses)
         report.checks = [*_budget_check(report.finetune)]
         report.notes += job.notes
@@ -121,7 +121,7 @@ def finetune(
     return report
 
 
-def _here(job: _Job, model: nn.Module, names: Sequence[str], workspace: Workspace, out: Path) -> _Trained:
+def _train_whole(job: _Job, model: nn.Module, names: Sequence[str], workspace: Workspace, out: Path) -> _Trained:
     """Train with the whole model in every process."""
     base_loss, _ = job.heldout(model)
     adapted = _attach(job, model, names)
@@ -131,27 +131,27 @@ def _here(job: _Job, model: nn.Module, names: Sequence[str], workspace: Workspac
     return adapted, training, (count, base_loss, start_loss, end_loss)
 
 
-def _spread(job: _Job, model: nn.Module, names: Sequence[str], workspace: Workspace, out: Path) -> _Trained:
-    """Train with the model spread over the processes; held-out losses are taken by all of them together.
+def _train_sharded(job: _Job, model: nn.Module, names: Sequence[str], workspace: Workspace, out: Path) -> _Trained:
+    """Train with the model sharded over the processes; held-out losses are taken by all of them together.
 
     A fresh adapter adds nothing, so the loss before the first step is that of the base.
     """
     dtype = compute_dtype(job.settings.training.precision)
-    sharding.name_codes(model, dtype, own_device())
+    sharding.view_codes_as(model, dtype, own_device())
     adapted = _attach(job, model, names)
-    before, after = sharding.held(adapted), 0
+    before, after = sharding.bytes_held(adapted), 0
     losses: list[tuple[float | None, int]] = []
 
-    def around(spread: Any) -> None:
+    def around(model: Any) -> None:
         nonlocal after
-        after = sharding.held(spread)
-        with nullcontext() if losses else engine.muted(spread):
-            losses.append(job.heldout(spread))
+        after = sharding.bytes_held(model)
+        with nullcontext() if losses else lora.muted(model):
+            losses.append(job.heldout(model))
 
     training = _train(job, adapted, workspace, out, around)
-    job.notes.append(SPREAD.format(training.num_processes, after / before))
+    job.notes.append(SHARDED.format(training.num_processes, after / before))
     (base_loss, count), (end_loss, _) = losses
-    whole = _whole(job, workspace.folder / "training") if is_main() else adapted
+    whole = _whole(job, workspace.folder / "training") if speaks() else adapted
     return whole, training, (count, base_loss, base_loss, end_loss)
 
 
@@ -167,11 +167,11 @@ def _whole(job: _Job, folder: Path) -> Any:
 
 def _workspace(out: Path, key: str) -> Workspace:
     """The scratch folder: opened by the process that writes, before the others look into it."""
-    if world_size() == 1:
+    if num_processes() == 1:
         return Workspace.open(out, key)
     from accelerate import PartialState
 
-    state = PartialState(cpu=best().type == "cpu")
+    state = PartialState(cpu=best_device().type == "cpu")
     with state.main_process_first():
         return Workspace.open(out, key)
 
@@ -183,8 +183,8 @@ def _prepare(source: Checkpoint, settings: FinetuneSettings, seed: int, progress
         sharding.require_adapter(settings.adapter, settings.dora, settings.init)
     plan = plan_base(source, settings.base, settings.adapter, settings.double_quant)
     require_residual(plan, settings.init, source.name)
-    longest = source.config.get("max_position_embeddings") or source.config.get("n_positions")
-    if isinstance(longest, int) and settings.data.seq_len > longest:
+    longest = max_positions(source.config)
+    if longest is not None and settings.data.seq_len > longest:
         raise LLMCompressError(
             f"data: seq_len is {settings.data.seq_len}; {source.name} takes at most {longest} positions",
             f"pass --seq-len {longest} or less",
@@ -193,14 +193,14 @@ def _prepare(source: Checkpoint, settings: FinetuneSettings, seed: int, progress
     rows = load_examples(settings.data, tokenizer, seed)
     for bad in rows.summary.rejected:
         progress.message(f"data: {bad.count} rows left out ({bad.reason}), first {bad.places[0]}")
-    padding = next(int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if one is not None)
+    padding = padding_token(tokenizer)
     budget = None
     if settings.adapter == "adalora":
         total = total_steps(len(rows.train), settings.training)
         of = settings.adalora
-        budget = engine.Budget.of(
+        budget = lora.Budget.of(
             settings.rank, of.initial_rank, of.warmup_frac, of.final_frac, total, of.orthogonality,
-            settings.training.accumulation * world_size(),
+            settings.training.accumulation * num_processes(),
         )  # fmt: skip
     return _Job(source, settings, plan, rows, padding, seed, progress, budget)
 
@@ -211,12 +211,12 @@ def _attach(job: _Job, model: nn.Module, names: Sequence[str]) -> Any:
     if settings.init != "default":
         rows = job.rows.train[: settings.init_rows] if settings.init == "residual" else None
         factors = first_factors(job.source, model, job.plan, names, settings.rank, rows, job.padding, job.progress)
-    shape = engine.Shape(settings.rank, _alpha(settings), settings.dropout, settings.dora, settings.rslora)
-    adapted = engine.attach(model, names, shape, job.budget, derive(job.seed, "adapter"))
+    shape = lora.Shape(settings.rank, _alpha(settings), settings.dropout, settings.dora, settings.rslora)
+    adapted = lora.attach(model, names, shape, job.budget, derive(job.seed, "adapter"))
     if factors:
         stored = skeleton.stored_names(skeleton.build(job.source), job.source.stored)
         dense = quantized_weight(job.source, job.plan.scheme)
-        engine.put_factors(adapted, factors, lambda name: dense(stored[f"{name}.weight"]))
+        lora.put_factors(adapted, factors, lambda name: dense(stored[f"{name}.weight"]))
     return adapted
 
 
@@ -227,7 +227,7 @@ def _alpha(settings: FinetuneSettings) -> float:
 def _train(
     job: _Job, adapted: Any, workspace: Workspace, out: Path, around: Callable[[Any], None] | None = None
 ) -> Training:
-    driver = engine.AdaLoraDriver(adapted, job.budget) if job.budget else None
+    driver = lora.AdaLoraDriver(adapted, job.budget) if job.budget else None
     try:
         return train(
             adapted,
@@ -242,7 +242,7 @@ def _train(
             around=around,
         )
     except TrainingFailedError as error:
-        if error.checkpoint is None or not is_main():
+        if error.checkpoint is None or not speaks():
             raise
         if sharded():
             adapted = _whole(job, error.checkpoint.parent)
@@ -253,7 +253,7 @@ def _train(
         kept = out.parent / f"{out.name}.last-good"
         shutil.rmtree(kept, ignore_errors=True)
         kept.mkdir(parents=True)
-        engine.save(adapted, kept, _base_name(job.source), job.budget)
+        lora.save(adapted, kept, job.source.hub_id or job.source.name, job.budget)
         raise TrainingFailedError(f"{error.message}; its adapter is in {kept}", error.hint or "") from error
 
 
@@ -275,7 +275,7 @@ def _part(job: _Job, adapted: Any, training: Training, losses: _Losses) -> Finet
         dropout=settings.dropout,
         dora=settings.dora,
         rslora=settings.rslora,
-        modules=engine.modules(adapted),
+        modules=lora.modules(adapted),
         data=job.rows.summary,
         data_path=settings.data.path,
         training=training,
@@ -299,21 +299,17 @@ def _budget_check(part: Finetune) -> list[Check]:
     return [Check(name="rank budget", passed=passed, detail=detail)]
 
 
-def _base_name(source: Checkpoint) -> str:
-    return source.hub_id or source.name
-
-
 def _write(job: _Job, adapted: Any, workspace: Workspace, report: RunReport) -> None:
     folder = workspace.final
     folder.mkdir(parents=True)
-    engine.save(adapted, folder, _base_name(job.source), job.budget)
+    lora.save(adapted, folder, job.source.hub_id or job.source.name, job.budget)
     for path in side_files(job.source.folder):
         if path.name != "generation_config.json" and path.suffix != ".py":
             shutil.copyfile(path, folder / path.name)
     report.checks = [*report.checks, _reload_check(job, adapted, folder)]
     sizes = {name: (folder / name).stat().st_size for name in (WEIGHTS, CONFIG)}
     assert report.finetune is not None
-    stored = sum(one.rank * sum(one.shape) for one in report.finetune.modules)
+    stored = sum(module.rank * sum(module.shape) for module in report.finetune.modules)
     report.output = Output(
         format=ADAPTER,
         files=sizes,
@@ -334,7 +330,7 @@ def _reload_check(job: _Job, adapted: Any, folder: Path) -> Check:
     adapted.eval()
     with torch.no_grad():
         here = adapted(**batch, use_cache=False).logits.float()
-        again = engine.load(adapted.unload(), [(folder, 1.0)])
+        again = lora.load(adapted.unload(), [(folder, 1.0)])
         there = again(**batch, use_cache=False).logits.float()
     difference = float((here - there).abs().max() / here.abs().max())
     detail = (

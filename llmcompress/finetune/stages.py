@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from llmcompress.config.stage import Context, FollowUp, Stage, Work
 from llmcompress.errors import LLMCompressError, collected, raise_all
-from llmcompress.finetune.settings import AdapterRef, FinetuneSettings, MergeSettings
+from llmcompress.finetune.settings import FinetuneSettings, MergeSettings
 
 if TYPE_CHECKING:
     from llmcompress.data.settings import DataSettings
@@ -97,21 +97,17 @@ class Merge(Stage):
 
         Taken once, for the first output, and put into the report of each.
         """
-        from llmcompress.finetune.measure import measure_survival
-        from llmcompress.finetune.merge import plan_merge
+        from llmcompress.finetune.retention import measure_retention
         from llmcompress.report import RunReport
 
         merged = work.mine.folders[0]
         first = RunReport.load(work.later.folders[0])
         if not settings.survival or first.survival is not None or not first.linears or not merged.is_dir():
             return
-        part = RunReport.load(merged).merge
-        assert part is not None, "a merged checkpoint without its part of the report"
-        references = [AdapterRef(path=adapter.path, weight=adapter.weight) for adapter in part.adapters]
-        plan = plan_merge(work.open(work.source), references, part.onto, settings.data)
-        survival = measure_survival(
-            plan, work.open(str(merged)), work.later.folders[0], work.scratch, work.again, work.seed, work.progress
-        )
+        survival = measure_retention(
+            work.open(work.source), work.open(str(merged)), work.later.folders[0], settings.data, work.again,
+            work.scratch, work.seed, work.progress,
+        )  # fmt: skip
         for folder in work.later.folders:
             report = RunReport.load(folder)
             report.survival = survival

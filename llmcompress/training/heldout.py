@@ -1,20 +1,43 @@
-"""Held-out rows through two models: how far the second's predictions are from the first's.
+"""Held-out rows through models: how well one predicts them, and how far the predictions of two are apart.
 
-KL(reference || candidate) of the next-token distribution, in nats, averaged over every token that has one before it and
-is no padding. The softmax is float64.
+    heldout_loss   -log p(next token), in nats, averaged over the tokens that are trained
+    heldout_kl     KL(reference || candidate) of the next-token distribution, in nats, averaged over every token that
+                   has one before it and is no padding
 
-Shapes: B rows, S tokens, V vocabulary, T tokens counted.
+The softmax is float64, so no figure depends on the batch size beyond the forward's own rounding.
+
+Shapes: B rows of a batch, S tokens, V vocabulary, T tokens counted.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
-from llmcompress.data.examples import Example, collate
+from llmcompress.data.collate import IGNORED, Example, collate
 from llmcompress.errors import LLMCompressError
+from llmcompress.models.divergence import kl, log_probs
+
+
+def heldout_loss(model: Any, rows: Sequence[Example], padding: int, batch_size: int) -> tuple[float, int]:
+    """Mean negative log-likelihood over all trained tokens of `rows`, in nats (NaN where there is none), and their
+    number; in eval mode.
+    """
+    total, count, was_training = 0.0, 0, model.training
+    model.eval()
+    with torch.no_grad():
+        for batch, _ in _batches(rows, padding, batch_size):
+            labels_BS = batch.pop("labels").to(model.device)[:, 1:]
+            logits_BSV = _logits(model, batch)[:, :-1]
+            counts_BS = labels_BS != IGNORED
+            log_probs_TV = log_probs(logits_BSV[counts_BS])
+            total -= float(log_probs_TV.gather(-1, labels_BS[counts_BS][:, None]).sum())
+            count += int(counts_BS.sum())
+    model.train(was_training)
+    return (total / count if count else math.nan), count
 
 
 def heldout_kl(
@@ -26,22 +49,31 @@ def heldout_kl(
     """
     total, count = 0.0, 0
     with torch.inference_mode():
-        for start in range(0, len(rows), batch_size):
-            group = rows[start : start + batch_size]
-            lengths = [len(row.ids) - 1 for row in group]
-            batch = {key: value for key, value in collate(group, padding).items() if key != "labels"}
-            logs = []
-            for model in (reference, candidate):
-                there = {key: value.to(model.device) for key, value in batch.items()}
-                logs.append(model(**there, use_cache=False).logits)
-            first, second = logs
-            if first.shape != second.shape:
-                raise LLMCompressError(f"vocabularies of {first.shape[-1]} and {second.shape[-1]} cannot be compared")
+        for batch, lengths in _batches(rows, padding, batch_size):
+            del batch["labels"]
+            first_BSV, second_BSV = (_logits(model, batch) for model in (reference, candidate))
+            if first_BSV.shape != second_BSV.shape:
+                sizes = f"{first_BSV.shape[-1]} and {second_BSV.shape[-1]}"
+                raise LLMCompressError(f"vocabularies of {sizes} cannot be compared")
             for row, length in enumerate(lengths):
-                p_TV = torch.log_softmax(first[row, :length].double().cpu(), -1)
-                q_TV = torch.log_softmax(second[row, :length].double().cpu(), -1)
-                total += float((p_TV.exp() * (p_TV - q_TV)).sum())
-                count += length
-    if not count or not total == total:
+                p_TV, q_TV = (log_probs(logits[row, : length - 1].cpu()) for logits in (first_BSV, second_BSV))
+                total += float(kl(p_TV, q_TV).sum())
+                count += length - 1
+    if not count or math.isnan(total):
         raise LLMCompressError("no held-out token to compare on, or logits that are not finite")
     return total / count, count
+
+
+def _batches(
+    rows: Sequence[Example], padding: int, batch_size: int
+) -> Iterator[tuple[dict[str, torch.Tensor], list[int]]]:
+    """Batches, and the lengths of their rows."""
+    for start in range(0, len(rows), batch_size):
+        group = rows[start : start + batch_size]
+        yield collate(group, padding), [len(row.ids) for row in group]
+
+
+def _logits(model: Any, batch: dict[str, torch.Tensor]) -> torch.Tensor:
+    inputs = {name: value.to(model.device) for name, value in batch.items()}
+    logits: torch.Tensor = model(**inputs, use_cache=False).logits
+    return logits

@@ -1,4 +1,4 @@
-"""One model spread over several processes: fully sharded data parallelism, as PyTorch and accelerate bring it.
+"""One model sharded over several processes: fully sharded data parallelism, as PyTorch and accelerate bring it.
 
 Plain data parallelism keeps the model in every process. FSDP (Zhao et al. 2023, version 1) cuts it:
 
@@ -42,9 +42,9 @@ def require_configuration() -> None:
     hint = f"launch with --config_file {CONFIG}, or change it in yours"
     raise_all(
         [
-            LLMCompressError(f"FSDP: {name.lower()} is {found}, an adapter needs {needed}", hint)
+            LLMCompressError(f"FSDP: {name.lower()} is {value}, an adapter needs {needed}", hint)
             for name, needed in REQUIRED.items()
-            if (found := os.environ.get(name, "not set")).lower() != needed.lower()
+            if (value := os.environ.get(name, "not set")).lower() != needed.lower()
         ]
     )
 
@@ -62,14 +62,14 @@ def require_adapter(adapter: str, dora: bool, init: str) -> None:
     hint = "use {}, or data parallelism (accelerate launch --multi_gpu)"
     problems = [
         LLMCompressError(f"{what}: not under FSDP: {why}", hint.format(way))
-        for what, (found, why, way) in wrong.items()
-        if found
+        for what, (asked, why, way) in wrong.items()
+        if asked
     ]
     raise_all(problems)
 
 
-def enter(trainer: Any) -> None:
-    """Let a Trainer that was just made spread its model, nothing being cast on the way.
+def shard(trainer: Any) -> None:
+    """Let a Trainer that was just made shard its model, nothing being cast on the way.
 
     accelerate knows FSDP on accelerators alone; told to use it on CPUs, it would quietly copy the model into every
     process. The same code runs on both, so on CPUs it is told here.
@@ -87,25 +87,25 @@ def enter(trainer: Any) -> None:
     state.fsdp_plugin.mixed_precision_policy = None
 
 
-def held(model: nn.Module) -> int:
+def bytes_held(model: nn.Module) -> int:
     """Bytes of parameters that this process holds. What FSDP has freed counts nothing, though its shape is kept."""
     storages = [value.untyped_storage() for value in model.parameters()]
-    return sum({one._cdata: one.nbytes() for one in storages}.values())
+    return sum({storage._cdata: storage.nbytes() for storage in storages}.values())
 
 
-def gathered(model: nn.Module) -> dict[str, torch.Tensor]:
+def gather_trained(model: nn.Module) -> dict[str, torch.Tensor]:
     """The trained parameters, whole and on the CPU; every process takes part. Nothing frozen is gathered."""
     from torch.distributed.fsdp import FullyShardedDataParallel
 
-    found = {}
+    whole = {}
     for name, unit in model.named_modules():
         if not isinstance(unit, FullyShardedDataParallel):
             continue
         if any(value.requires_grad for value in unit.module.parameters(recurse=False)):
             with FullyShardedDataParallel.summon_full_params(unit, recurse=False, writeback=False):
                 for local, value in unit.named_parameters():
-                    found[f"{name}.{local}".replace("_fsdp_wrapped_module.", "")] = value.detach().cpu().clone()
-    return found
+                    whole[f"{name}.{local}".replace("_fsdp_wrapped_module.", "")] = value.detach().cpu().clone()
+    return whole
 
 
 def save_optimizer(trainer: Any, folder: Path) -> None:
@@ -118,7 +118,7 @@ def save_optimizer(trainer: Any, folder: Path) -> None:
         torch.save(trainer.lr_scheduler.state_dict(), folder / SCHEDULE)
 
 
-def name_codes(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
+def view_codes_as(model: nn.Module, dtype: torch.dtype, device: torch.device) -> None:
     """Give the NF4 codes of `model` the name of `dtype`, bit for bit, and bring their scales to `device`.
 
     Codes are [bytes, 1] uint8, two to the byte; afterwards [bytes / itemsize, 1] `dtype`, as all else that is frozen.

@@ -8,14 +8,13 @@ The loop, the optimizer, mixed precision and processes are Trainer's. Ours is wh
                                                                 driver state, and last of all the mark `complete`
 
 A run that was killed goes on from the last checkpoint with the mark and gives the same losses as one that was not. Only
-weights that are trained are written: the base of an adapter is on disk already. Where the model is spread over the
+weights that are trained are written: the base of an adapter is on disk already. Where the model is sharded over the
 processes, sharding.py says what differs.
 """
 
 from __future__ import annotations
 
 import math
-import os
 import shutil
 import time
 import warnings
@@ -27,12 +26,12 @@ from typing import Any, Protocol
 
 import torch
 from torch import nn
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import PrinterCallback, ProgressCallback, Trainer, TrainerCallback, TrainingArguments
 
 from llmcompress.console import Progress, Step, quiet
-from llmcompress.data.examples import IGNORED, Example, collate
-from llmcompress.distributed import sharded
-from llmcompress.models import device as devices
+from llmcompress.data.collate import Example, collate
+from llmcompress.distributed import num_processes, sharded, speaks
+from llmcompress.models.loading import best_device
 from llmcompress.report import CurvePoint, Training
 from llmcompress.seed import derive
 from llmcompress.training import sharding
@@ -44,7 +43,7 @@ MOST_POINTS = 400
 """Points of a loss curve; in longer runs each is the mean over several steps."""
 
 Loss = Callable[[Any, dict[str, torch.Tensor], Any], tuple[torch.Tensor, Any]]
-"""(model, batch, learned tokens of the whole step or None) -> (loss, outputs): what is minimized."""
+"""(model, batch, trained tokens of the whole step or None) -> (loss, outputs): what is minimized."""
 
 
 class Driver(Protocol):
@@ -119,7 +118,7 @@ class Guarded:
         self.loss, self.driver, self.watch = loss, driver, watch
         self.names = [name for name, _ in trained(self.model)]
         if sharded():
-            sharding.enter(self)
+            sharding.shard(self)
 
     def compute_loss(
         self, model: Any, inputs: Any, return_outputs: bool = False, num_items_in_batch: Any = None
@@ -146,8 +145,8 @@ class Guarded:
     def save_model(self, output_dir: str | None = None, _internal_call: bool = False) -> None:
         """The trained weights, whole; written by one process."""
         if sharded():
-            weights = sharding.gathered(self.model)
-            if is_main():
+            weights = sharding.gather_trained(self.model)
+            if speaks():
                 self._save(output_dir, weights)
         else:
             super().save_model(output_dir, _internal_call)  # type: ignore[misc]
@@ -240,8 +239,8 @@ def train(
             driver=driver,
             watch=watch,
         )
-        for callback in ("PrinterCallback", "ProgressCallback"):
-            _remove(trainer, callback)
+        for callback in (PrinterCallback, ProgressCallback):
+            trainer.remove_callback(callback)
         try:
             with quiet("transformers", "accelerate"), warnings.catch_warnings():
                 warnings.simplefilter("ignore", FutureWarning)
@@ -256,11 +255,11 @@ def train(
     return Training(
         steps=int(trainer.state.global_step),
         epochs=float(trainer.state.epoch or 0),
-        effective_batch=settings.batch_size * settings.accumulation * world_size(),
+        effective_batch=settings.batch_size * settings.accumulation * num_processes(),
         trained_parameters=size,
         resumed_from=int(resumed.name.rpartition("-")[2]) if resumed else None,
         seconds=time.monotonic() - start,
-        num_processes=world_size(),
+        num_processes=num_processes(),
         curve=[_point(row) for row in trainer.state.log_history if "loss" in row],
     )
 
@@ -280,56 +279,24 @@ def load_trained(model: nn.Module, checkpoint: Path) -> None:
 
 def last_checkpoint(folder: Path) -> Path | None:
     """The latest whole checkpoint in `folder`, or None; those that a kill left half-written are removed."""
-    found = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
-    whole = [path for path in found if (path / COMPLETE).is_file()]
-    if is_main():
-        for path in set(found) - set(whole):
+    checkpoints = sorted(folder.glob("checkpoint-*"), key=lambda path: int(path.name.rpartition("-")[2]))
+    whole = [path for path in checkpoints if (path / COMPLETE).is_file()]
+    if speaks():
+        for path in set(checkpoints) - set(whole):
             shutil.rmtree(path, ignore_errors=True)
     return whole[-1] if whole else None
-
-
-def heldout_loss(model: Any, rows: Sequence[Example], padding: int, batch_size: int) -> tuple[float, int]:
-    """Mean negative log-likelihood over all learned tokens of `rows`, in nats, and their number; eval mode.
-
-    The softmax is float64, so the figure does not depend on the batch size beyond the forward's own rounding.
-    """
-    total, count, was_training = 0.0, 0, model.training
-    model.eval()
-    with torch.no_grad():
-        for start in range(0, len(rows), batch_size):
-            batch = {
-                name: value.to(model.device)
-                for name, value in collate(rows[start : start + batch_size], padding).items()
-            }
-            labels = batch.pop("labels")[:, 1:]
-            logits = model(**batch, use_cache=False).logits[:, :-1]
-            learned = labels != IGNORED
-            picked = torch.log_softmax(logits[learned].double(), -1).gather(-1, labels[learned][:, None])
-            total, count = total - float(picked.sum()), count + int(learned.sum())
-    model.train(was_training)
-    return (total / count if count else math.nan), count
 
 
 def total_steps(num_rows: int, settings: TrainingSettings) -> int:
     """Optimizer steps of a run, as Trainer counts them: the last step of an epoch may have fewer batches."""
     if settings.max_steps is not None:
         return settings.max_steps
-    batches = math.ceil(num_rows / (settings.batch_size * world_size()))
+    batches = math.ceil(num_rows / (settings.batch_size * num_processes()))
     return math.ceil(settings.epochs * max(1, math.ceil(batches / settings.accumulation)))
 
 
-def world_size() -> int:
-    """Processes that train together, as their launcher says."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
-def is_main() -> bool:
-    """Whether this process is the one that writes."""
-    return int(os.environ.get("RANK", "0")) == 0
-
-
 def _arguments(settings: TrainingSettings, folder: Path, total: int, seed: int) -> dict[str, Any]:
-    on_cpu = devices.best().type == "cpu"
+    on_cpu = best_device().type == "cpu"
     half = settings.precision == "bfloat16" or (settings.precision == "auto" and not on_cpu)
     recompute: dict[str, Any] = {}
     if settings.gradient_checkpointing:
@@ -357,14 +324,8 @@ def _arguments(settings: TrainingSettings, folder: Path, total: int, seed: int) 
         disable_tqdm=True,
         remove_unused_columns=False,
         dataloader_pin_memory=not on_cpu,
-        ddp_find_unused_parameters=False if world_size() > 1 else None,
+        ddp_find_unused_parameters=False if num_processes() > 1 else None,
     )
-
-
-def _remove(trainer: Any, name: str) -> None:
-    for callback in list(trainer.callback_handler.callbacks):
-        if type(callback).__name__ == name:
-            trainer.remove_callback(callback)
 
 
 def _point(row: dict[str, Any]) -> CurvePoint:

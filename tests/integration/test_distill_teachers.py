@@ -30,7 +30,8 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 def test_a_cache_stands_in_for_the_teachers(
     make: Make, distill: Any, tmp_path: Path, monkeypatch: Any, one_at_a_time: bool
 ) -> None:
-    from llmcompress.distill import models as ends
+    from llmcompress.distill import student as student_module
+    from llmcompress.distill import teachers as teachers_module
 
     first = make()
     second = tiny_models.save(tmp_path / "second", tiny_models.configs()["llama"], seed=7)
@@ -42,7 +43,7 @@ def test_a_cache_stands_in_for_the_teachers(
     kept = {"cache": str(tmp_path / "cache"), "cache_tokens": 96, "one_at_a_time": one_at_a_time}
     loaded: list[str] = []
     alive: weakref.WeakSet[Any] = weakref.WeakSet()
-    most, load = 0, ends.load
+    most, load = 0, teachers_module.load
 
     def watched(checkpoint: Any, *how: Any) -> Any:
         nonlocal most
@@ -53,7 +54,8 @@ def test_a_cache_stands_in_for_the_teachers(
             most = max(most, len(alive))
         return found
 
-    monkeypatch.setattr(ends, "load", watched)
+    monkeypatch.setattr(teachers_module, "load", watched)
+    monkeypatch.setattr(student_module, "load", watched)
     filled = distill(first, "filled", **settings, **kept)
     assert filled.cache is not None and not filled.cache.reused and filled.cache.largest_rest < 1e-6
     curves = [[point.loss for point in one.training.curve] for one in (online, filled)]

@@ -11,8 +11,9 @@ import pytest
 import torch
 from transformers import PreTrainedTokenizerFast
 
-from llmcompress.data.calibration import CalibrationSet, CalibrationSpec, load_calibration, shuffled
+from llmcompress.data.calibration import CalibrationSet, CalibrationSpec, load_calibration
 from llmcompress.errors import LLMCompressError
+from llmcompress.seed import shuffled
 
 BOS = 1
 
@@ -214,7 +215,7 @@ def test_malformed_conversations_are_all_named(tmp_path: Path, letters: PreTrain
         [],
         {"role": "user"},
         ["hi"],
-        [{"role": "user", "content": "x"}, {"from": "gpt", "value": "y"}],
+        [{"role": "user", "content": "x"}, {"speaker": "gpt", "content": "y"}],
         [{"role": "user", "content": None}],
     ]
     path = _jsonl(tmp_path / "a.jsonl", "messages", talks)
@@ -223,7 +224,7 @@ def test_malformed_conversations_are_all_named(tmp_path: Path, letters: PreTrain
         ":2: an empty list where a conversation is expected",
         ":3: a dict where a conversation is expected",
         ":4: message 1: a str, not an object",
-        ":5: message 2: no 'role'; keys present: from, value",
+        ":5: message 2: no 'role'; keys present: content, speaker",
         ":6: message 1: 'content' is not a text",
     ]
 
@@ -272,3 +273,36 @@ def test_a_changed_text_is_refused(texts: Path, words: PreTrainedTokenizerFast) 
     assert _load(texts, words, 1, 8, sha256=true).num_tokens == 8
     texts.write_text(texts.read_text() + "\n")
     assert "was stated" in _refused(texts, words, 1, 8, sha256=true)
+
+
+def test_rows_of_training_are_read_as_training_reads_them(tmp_path: Path, letters: PreTrainedTokenizerFast) -> None:
+    """A file of which no field is named: chats go through the template, prompts stand before their completions."""
+    talk = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "abc"}]
+    rows: dict[str, list[dict[str, Any]]] = {
+        "chat": [{"messages": talk}],
+        "sharegpt": [{"conversations": [{"from": "human", "value": "?"}, {"from": "gpt", "value": "abc"}]}],
+        "trl": [{"prompt": talk[:1], "completion": talk[1:]}],
+        "instruction": [{"instruction": "?", "output": "abc"}],
+    }
+    for name, lines in rows.items():
+        path = tmp_path / f"{name}.jsonl"
+        path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+        found = load_calibration(CalibrationSpec.find(str(path)), letters, num_samples=1, seq_len=40)
+        assert letters.decode(found.tokens_NS[0][found.mask_NS[0]]) == "[user] ?</s>[assistant] abc</s>", name
+        assert found.provenance.chat_template
+    table = tmp_path / "rows.csv"
+    table.write_text("prompt,completion\nab,cd\n")
+    found = load_calibration(CalibrationSpec.find(str(table)), letters, num_samples=1, seq_len=5)
+    assert letters.decode(found.tokens_NS[0]) == "abcd</s>" and not found.provenance.chat_template
+
+
+def test_a_chat_without_a_template_and_a_broken_row_are_one_line_each(
+    tmp_path: Path, words: PreTrainedTokenizerFast, letters: PreTrainedTokenizerFast
+) -> None:
+    path = _jsonl(tmp_path / "a.jsonl", "messages", [[{"role": "user", "content": "x"}]])
+    with pytest.raises(LLMCompressError, match="has none"):
+        load_calibration(CalibrationSpec.find(str(path)), words)
+    path.write_text('{"messages": [{"role": "user", "content": "x"}]}\n{"messages": [3]}\n{oops\n')
+    with pytest.raises(LLMCompressError) as caught:
+        load_calibration(CalibrationSpec.find(str(path)), letters)
+    assert caught.value.lines()[0] == f"{path}:3: not JSON"

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -22,9 +23,10 @@ def _set(folder: Path, name: str = "mine", **changes: Any) -> Path:
 
 
 def _problems(path: Path) -> list[str]:
+    """What is wrong with the file, without the numbers of lines."""
     with pytest.raises(LLMCompressError) as caught:
         CalibrationSpec.find(str(path))
-    return caught.value.lines()
+    return [re.sub(rf"^({re.escape(str(path))}):\d+: ", r"\1: ", line) for line in caught.value.lines()]
 
 
 @pytest.fixture
@@ -89,6 +91,11 @@ def test_a_dataset(tmp_path: Path) -> None:
     assert spec.source == "someone/words (small), split train, revision abc"
 
 
+def test_a_hub_id_is_a_dataset() -> None:
+    spec = CalibrationSpec.find("someone/words")
+    assert spec.dataset is not None and spec.source == "someone/words, split train" and not spec.names_field
+
+
 def test_messages_are_chat(tmp_path: Path) -> None:
     assert CalibrationSpec.find(str(_set(tmp_path, text="a.jsonl", field="messages"))).chat
     assert CalibrationSpec.find(str(_set(tmp_path, chat_template=True))).chat
@@ -112,14 +119,17 @@ def test_all_problems_at_once_each_with_its_key(tmp_path: Path) -> None:
         ({"name": None}, "name: must be given"),
         ({"text": None}, "dataset: exactly one of `text` and `dataset` must be given"),
         ({"dataset": {"path": "a", "split": "b"}}, "dataset: exactly one of `text` and `dataset` must be given"),
-        ({"text": "words.csv"}, "text: must end in .txt or .jsonl"),
-        ({"field": "body"}, "field: a .txt file has no fields; only a .jsonl file or a dataset has"),
+        ({"text": "words.doc"}, "text: must end in one of .jsonl, .json, .parquet, .csv, .txt"),
+        ({"field": "body"}, "field: a .txt file has no fields; other files and datasets have"),
         ({"text": None, "dataset": {"path": "a"}}, "dataset.split: must be given"),
         (
             {"text": None, "dataset": {"path": "a", "split": "b"}, "sha256": "0" * 64},
             "sha256: belongs to a `text` file",
         ),
-        ({"text": None, "dataset": {"path": "a", "split": "b", "splot": "c"}}, "dataset: unknown key 'splot'"),
+        (
+            {"text": None, "dataset": {"path": "a", "split": "b", "splot": "c"}},
+            "unknown key 'splot'; known: name, path, revision, split",
+        ),
     ],
 )
 def test_what_a_set_may_not_say(tmp_path: Path, changes: dict[str, Any], problem: str) -> None:
@@ -140,7 +150,7 @@ def test_a_file_that_is_no_mapping(tmp_path: Path, text: str) -> None:
 def test_keys_that_are_not_words(tmp_path: Path) -> None:
     path = tmp_path / "a.yaml"
     path.write_text("name: a\ntext: b.txt\n1: x\n")
-    assert _problems(path)[0].startswith(f"{path}: unknown key '1'")
+    assert _problems(path)[0].startswith(f"{path}: a key must be plain text")
 
 
 def test_a_set_is_frozen() -> None:

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmcompress.distill import cache, losses, topk
+from llmcompress.distill import cache, losses
 from llmcompress.errors import LLMCompressError
 
 N, S, V = 3, 5, 40
@@ -19,30 +19,30 @@ def distribution(seed: int, scale: float = 2.0) -> torch.Tensor:
     ).log_softmax(-1)
 
 
-def asked(num_kept: int = 8, **changes: object) -> cache.Asked:
+def asked(num_kept: int = 8, **changes: object) -> cache.CacheRequest:
     teachers = (cache.CachedTeacher(name="big", identity="abc", share=1.0),)
     values = {"teachers": teachers, "data": "d", "num_rows": N, "row_tokens": S, "num_kept": num_kept, "vocabulary": V}
-    return cache.Asked(**(values | {"temperature": 1.0, "combine": "probabilities"} | changes))  # type: ignore[arg-type]
+    return cache.CacheRequest(**(values | {"temperature": 1.0, "combine": "probabilities"} | changes))  # type: ignore[arg-type]
 
 
-def fill(root: Path, what: cache.Asked, teacher_TV: torch.Tensor) -> cache.TeacherCache:
-    ids, kept = (x.view(N, S, -1) for x in topk.fold(teacher_TV, what.num_kept))
+def fill(root: Path, what: cache.CacheRequest, teacher_TV: torch.Tensor) -> cache.TeacherCache:
+    ids, kept = (x.view(N, S, -1) for x in losses.fold(teacher_TV, what.num_kept))
     return cache.write(root, what, torch.ones(N, S, dtype=torch.bool), lambda a, b: (ids[a:b], kept[a:b]), 2)
 
 
 @pytest.mark.parametrize("num_kept", [1, 4, 16, V - 1])
 def test_folded_divergences_are_below_the_whole_and_within_the_bound(num_kept: int) -> None:
     teacher, student = distribution(0), distribution(1)
-    ids, kept = topk.fold(teacher, num_kept)
+    ids, kept = losses.fold(teacher, num_kept)
     torch.testing.assert_close(kept.exp().sum(-1), torch.ones(N * S, dtype=torch.float64))
-    mine = topk.folded(student, ids)
+    mine = losses.folded(student, ids)
     gap = losses.forward_kl(student, teacher) - losses.forward_kl(mine, kept)
     tail = torch.ones(N * S, V, dtype=torch.bool).scatter(-1, ids, False)
     p, q = (x.masked_fill(~tail, -torch.inf).log_softmax(-1) for x in (teacher, student))
     inside = (p.exp() * (p - q)).masked_fill(~tail, 0).sum(-1)
     torch.testing.assert_close(gap, kept[..., -1].exp() * inside, rtol=1e-9, atol=1e-12)  # the chain rule
     assert bool((gap >= -1e-12).all())
-    assert bool((gap <= topk.tail_bound(student, ids, kept) + 1e-12).all())
+    assert bool((gap <= losses.tail_bound(student, ids, kept) + 1e-12).all())
     for loss in (losses.reverse_kl, losses.jensen_shannon):
         assert bool((loss(student, teacher) >= loss(mine, kept) - 1e-12).all())
 
@@ -51,10 +51,10 @@ def test_folded_divergences_are_below_the_whole_and_within_the_bound(num_kept: i
 def test_gradient_moves_by_at_most_twice_the_rest(temperature: float) -> None:
     teacher, logits = distribution(0), distribution(1).requires_grad_()
     tempered_teacher = losses.log_probs(teacher, temperature)
-    ids, kept = topk.fold(tempered_teacher, 6)
+    ids, kept = losses.fold(tempered_teacher, 6)
     student = losses.log_probs(logits, temperature)
     (whole,) = torch.autograd.grad(losses.forward_kl(student, tempered_teacher).sum(), logits, retain_graph=True)
-    (cached,) = torch.autograd.grad(losses.forward_kl(topk.folded(student, ids), kept).sum(), logits)
+    (cached,) = torch.autograd.grad(losses.forward_kl(losses.folded(student, ids), kept).sum(), logits)
     moved = (whole - cached).abs().sum(-1)
     assert float(moved.max()) > 0
     assert bool((moved <= 2 * kept[..., -1].exp() / temperature + 1e-12).all())
@@ -62,12 +62,12 @@ def test_gradient_moves_by_at_most_twice_the_rest(temperature: float) -> None:
 
 def test_all_tokens_kept_is_the_online_loss() -> None:
     teacher, student = distribution(0), distribution(1).requires_grad_()
-    ids, kept = topk.fold(teacher, V)
-    value = losses.forward_kl(topk.folded(student, ids), kept)
+    ids, kept = losses.fold(teacher, V)
+    value = losses.forward_kl(losses.folded(student, ids), kept)
     torch.testing.assert_close(value, losses.forward_kl(student, teacher))
     value.sum().backward()
     assert torch.isfinite(student.grad).all()  # type: ignore[arg-type]
-    assert not topk.tail_bound(student.detach(), ids, kept).any()
+    assert not losses.tail_bound(student.detach(), ids, kept).any()
 
 
 def test_written_and_read_again(tmp_path: Path) -> None:
@@ -76,9 +76,9 @@ def test_written_and_read_again(tmp_path: Path) -> None:
     found = cache.find(tmp_path, asked())
     assert found is not None and found.manifest == made.manifest
     ids, kept = found.rows(torch.tensor([2, 0]), 4)
-    expected_ids, expected = (x.view(N, S, -1)[[2, 0], :4] for x in topk.fold(teacher, 8))
+    expected_ids, expected = (x.view(N, S, -1)[[2, 0], :4] for x in losses.fold(teacher, 8))
     assert torch.equal(ids, expected_ids) and torch.equal(kept, expected.float())
-    rest = topk.fold(teacher, 8)[1][:, -1].exp()
+    rest = losses.fold(teacher, 8)[1][:, -1].exp()
     assert made.manifest.mean_rest == pytest.approx(float(rest.mean()))
     assert made.manifest.largest_rest == pytest.approx(float(rest.max()))
 

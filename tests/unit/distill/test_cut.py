@@ -9,9 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from llmcompress.distill.cut import _TIED_HEADS, find_widths
-from llmcompress.distill.importance import contributions
-from llmcompress.distill.shaping import student_from
+from llmcompress.distill.cut import _TIED_HEADS, contributions, find_widths, student_from
 from llmcompress.errors import LLMCompressError
 from llmcompress.models.blocks import decoder_layers, weight_OI
 from tests import tiny_models

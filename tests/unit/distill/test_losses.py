@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.spatial.distance import jensenshannon
-from scipy.special import log_softmax, rel_entr
+from scipy.special import log_softmax, rel_entr, softmax
 
 from llmcompress.distill import losses
 
@@ -114,3 +114,27 @@ def test_masked_tokens_never_count() -> None:
     mean.backward()
     assert mean == 2 and values.grad.tolist() == [0.5, 0, 0.5, 0]  # type: ignore[union-attr]
     assert losses.masked_mean(values, torch.zeros(4, dtype=torch.bool)) == 0
+
+
+def mixture(teachers: list[tuple[torch.Tensor, float]], combine: losses.Combine, temperature: float) -> torch.Tensor:
+    mixed = losses.Mixture(combine, temperature)
+    for logits_TV, share in teachers:
+        mixed.add(logits_TV, share)
+    return mixed.log_probs()
+
+
+@pytest.mark.parametrize("temperature", [1.0, 3.0])
+def test_several_teachers_are_an_ensemble_or_a_product_of_experts(temperature: float) -> None:
+    a, b = logits(0).float(), logits(1).float()
+    teachers = [(a, 0.3), (b, 0.7)]
+    wide = [x.double().numpy() / temperature for x in (a, b)]
+    mixed = mixture(teachers, "probabilities", temperature).exp()
+    np.testing.assert_allclose(mixed, 0.3 * softmax(wide[0], -1) + 0.7 * softmax(wide[1], -1), rtol=2e-5)
+    mixed = mixture(teachers, "logits", temperature)
+    np.testing.assert_allclose(mixed, log_softmax(0.3 * wide[0] + 0.7 * wide[1], -1), rtol=2e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("combine", ["probabilities", "logits"])
+def test_a_share_of_one_is_the_teacher_itself(combine: losses.Combine) -> None:
+    a = logits(0).float()
+    assert torch.equal(mixture([(a, losses.shares([2.0, 0.0])[0])], combine, 2.0), losses.log_probs(a, 2.0))

@@ -1,4 +1,4 @@
-"""The objective on tiny models: what counts, what does not, and that every source of answers gives the same loss."""
+"""The objective on tiny models: what counts, what does not, and that every source of predictions gives the same loss."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from llmcompress.distill import cache, losses, topk
-from llmcompress.distill.kinds import Kind
+from llmcompress.distill import cache, losses
 from llmcompress.distill.layer_map import layer_map
-from llmcompress.distill.loading import with_probabilities
-from llmcompress.distill.objective import INSIDE, Distiller, Objective
-from llmcompress.distill.teachers import Cached, Online, Teacher
+from llmcompress.distill.objective import Distiller, Objective
+from llmcompress.distill.settings import INTERMEDIATE
+from llmcompress.distill.teachers import Cached, Online, switch_to_eager
+from llmcompress.models.tasks import CAUSAL
 from tests import tiny_models
 
 V = 96
@@ -47,23 +47,23 @@ def batch(prompt: int = 0, padding: int = 0) -> dict[str, torch.Tensor]:
     }  # fmt: skip
 
 
-def online(models: Sequence[nn.Module], weights: Sequence[float], inside: bool = False, **how: Any) -> Online:
-    found = [Teacher(str(i), m, w) for i, (m, w) in enumerate(zip(models, weights, strict=True)) if w > 0]
+def online(models: Sequence[nn.Module], weights: Sequence[float], intermediates: bool = False, **how: Any) -> Online:
+    teachers = [(model, weight) for model, weight in zip(models, weights, strict=True) if weight > 0]
     settings: dict[str, Any] = {"combine": "probabilities", "temperature": 1.0} | how
-    return Online(found, "causal", V, hidden=inside, attentions=inside, **settings)
+    return Online(teachers, CAUSAL, V, hidden=intermediates, attentions=intermediates, **settings)
 
 
-def objective(weights: dict[str, float], kind: Kind = "causal", **how: Any) -> Objective:
-    return Objective(kind, weights, vocabulary=V, **{"maps": [layer_map("uniform", 2, 2)]} | how)
+def objective(weights: dict[str, float], **how: Any) -> Objective:
+    return Objective(CAUSAL, weights, vocabulary=V, **{"maps": [layer_map("uniform", 2, 2)]} | how)
 
 
-ALL = dict.fromkeys(("forward_kl", "reverse_kl", "js", "ce", *INSIDE), 1.0)
+ALL = dict.fromkeys(("forward_kl", "reverse_kl", "js", "ce", *INTERMEDIATE), 1.0)
 
 
 @pytest.mark.parametrize("name", list(ALL))
 def test_padding_and_prompt_never_count(name: str) -> None:
     student, teacher = model(0), model(1)
-    distiller = Distiller(student, online([teacher], [1.0], inside=True), objective({name: 1.0}), [(64, 64)])
+    distiller = Distiller(student, online([teacher], [1.0], intermediates=True), objective({name: 1.0}), [(64, 64)])
     plain = distiller(**batch(prompt=4))["loss"].item()
     padded = distiller(**batch(prompt=4, padding=5))["loss"].item()
     assert plain == pytest.approx(padded, rel=1e-4) and plain > 0
@@ -85,15 +85,15 @@ def test_forward_kl_is_the_mean_over_the_tokens_that_count() -> None:
 def test_a_student_like_its_teacher_loses_nothing() -> None:
     teacher = model(1)
     wanted = {name: 1.0 for name in ALL if name != "ce"}
-    distiller = Distiller(teacher, online([teacher], [1.0], inside=True), objective(wanted), [(64, 64)])
+    distiller = Distiller(teacher, online([teacher], [1.0], intermediates=True), objective(wanted), [(64, 64)])
     assert distiller(**batch())["loss"].item() == pytest.approx(0, abs=1e-5)
 
 
 def test_the_cache_of_every_token_is_the_teacher(tmp_path: Path) -> None:
     student, teacher = model(0), model(1)
     source = online([teacher], [1.0])
-    ids, kept = topk.fold(source.answer({"input_ids": TOKENS}, torch.arange(3)).target, V)  # type: ignore[arg-type]
-    asked = cache.Asked(
+    ids, kept = losses.fold(source.predict({"input_ids": TOKENS}, torch.arange(3)).target, V)  # type: ignore[arg-type]
+    asked = cache.CacheRequest(
         teachers=(cache.CachedTeacher(name="t", identity="i", share=1.0),), data="d", num_rows=3, row_tokens=12,
         num_kept=V, vocabulary=V, temperature=1.0, combine="probabilities",
     )  # fmt: skip
@@ -112,7 +112,7 @@ def test_weights_of_zero_and_one_are_the_single_teacher(combine: str) -> None:
     gradients = []
     for models, weights in (([first], [1.0]), ([first, second], [1.0, 0.0]), ([first, second], [0.5, 0.5])):
         student = model(0)
-        source = online(models, weights, inside=True, combine=combine)
+        source = online(models, weights, intermediates=True, combine=combine)
         Distiller(student, source, objective(ALL, maps=[layer_map("uniform", 2, 2)] * 2), [(64, 64)] * 2)(**batch())[
             "loss"
         ].backward()
@@ -123,7 +123,7 @@ def test_weights_of_zero_and_one_are_the_single_teacher(combine: str) -> None:
 
 def test_widths_that_differ_go_through_a_projection_of_the_distiller() -> None:
     student, teacher = model(0, hidden_size=32, head_dim=8), model(1)
-    distiller = Distiller(student, online([teacher], [1.0], inside=True), objective(ALL), [(32, 64)])
+    distiller = Distiller(student, online([teacher], [1.0], intermediates=True), objective(ALL), [(32, 64)])
     distiller(**batch())["loss"].backward()
     weight = distiller.projections["0"].weight
     assert tuple(weight.shape) == (64, 32) and weight.grad is not None and bool(weight.grad.any())
@@ -145,16 +145,16 @@ def test_two_phases() -> None:
 def test_attention_without_probabilities_is_switched_and_said() -> None:
     found = model(0)
     found.set_attn_implementation("sdpa")  # type: ignore[operator]
-    notes = with_probabilities(found, "big")
+    notes = switch_to_eager(found, "big")
     assert notes == ["big: attention switched from sdpa to eager, since sdpa returns no probabilities"]
     assert found(TOKENS, output_attentions=True).attentions[0].shape == (3, 4, 12, 12)
-    assert with_probabilities(found, "big") == []
+    assert switch_to_eager(found, "big") == []
 
 
 def test_heads_that_differ_in_number_are_averaged() -> None:
     student, teacher = model(0, num_attention_heads=2, num_key_value_heads=2), model(1)
     of = objective({"attention_kl": 1.0})
-    distiller = Distiller(student, online([teacher], [1.0], inside=True), of, [(64, 64)])
+    distiller = Distiller(student, online([teacher], [1.0], intermediates=True), of, [(64, 64)])
     got = distiller(**batch())["loss"].item()
     with torch.no_grad():
         pairs = zip(*(m(TOKENS, output_attentions=True).attentions for m in (student, teacher)), strict=True)

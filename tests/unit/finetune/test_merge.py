@@ -18,7 +18,7 @@ from transformers import AutoModelForCausalLM
 from llmcompress.config.recipe import Recipe
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
-from llmcompress.finetune.delta import Update, merged_weight, probe_excess
+from llmcompress.finetune.update import Update, merged_weight, probe_excess
 from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
 from tests import tiny_models

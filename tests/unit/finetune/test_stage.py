@@ -14,9 +14,9 @@ from transformers import AutoModelForCausalLM, BitsAndBytesConfig
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
-from llmcompress.finetune import engine
+from llmcompress.finetune import lora
 from llmcompress.finetune.base import load_base, plan_base
-from llmcompress.finetune.engine import Budget
+from llmcompress.finetune.lora import Budget
 from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
 from tests import tiny_models
@@ -59,7 +59,7 @@ def test_it_learns_and_plain_peft_loads_it(
     plain = PeftModel.from_pretrained(base, tmp_path / "adapter")
     source = Checkpoint.open(model)
     plan = plan_base(source, "nf4" if nf4 else "auto", "lora", bool(settings.get("double_quant")))
-    ours = logits(engine.load(load_base(source, plan), [(tmp_path / "adapter", 1.0)]))
+    ours = logits(lora.load(load_base(source, plan), [(tmp_path / "adapter", 1.0)]))
     # in training mode bitsandbytes computes what it trained on; evaluated, it may round to bfloat16 on the way
     scale = float(ours.abs().max())
     assert float((logits(plain, training=True) - ours).abs().max()) <= 1e-5 * scale
@@ -101,7 +101,7 @@ def test_adalora_in_two_batches_a_step_is_adalora_in_one(finetune: Finetune, tmp
 
 
 def test_without_the_driver_the_ranks_do_not_fall(finetune: Finetune, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(engine.AdaLoraDriver, "step", lambda self, step: None)
+    monkeypatch.setattr(lora.AdaLoraDriver, "step", lambda self, step: None)
     check = next(check for check in finetune(adapter="adalora").checks if check.name == "rank budget")
     assert not check.passed and "average rank 6.000" in check.detail
 
@@ -180,7 +180,7 @@ def test_memory_that_ran_out_ends_with_advice(finetune: Finetune, monkeypatch: p
         ({"data": {"path": "nowhere.jsonl"}}, "nowhere.jsonl: no such file"),
         ({"data": {"seq_len": 4}}, "no usable row"),
         ({"data": {"seq_len": 999}}, "takes at most 128 positions"),
-        ({"data": {"kind": "chat"}}, "ask for a chat template"),
+        ({"data": {"kind": "chat"}}, "asks for a chat template"),
     ],
 )
 def test_what_cannot_work_is_refused_and_leaves_nothing(

@@ -12,10 +12,10 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.config.recipe import Recipe
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
-from llmcompress.finetune import engine
+from llmcompress.finetune import lora
 from llmcompress.finetune.base import load_base, plan_base, targets
 from llmcompress.pipeline.run import run
-from llmcompress.training.sharding import CONFIG, REQUIRED, name_codes
+from llmcompress.training.sharding import CONFIG, REQUIRED, view_codes_as
 from tests.unit.finetune.conftest import logits, recipe
 
 
@@ -72,15 +72,15 @@ def test_codes_take_another_name_and_stay_what_they_were(dtype: torch.dtype, dou
     before = logits(base)
     bits = {name: value.data.clone() for name, value in base.named_parameters() if value.dtype == torch.uint8}
     assert len(bits) == len(plan.linears)
-    name_codes(base, dtype, torch.device("cpu"))
+    view_codes_as(base, dtype, torch.device("cpu"))
     frozen = dict(base.named_parameters())
     assert {value.dtype for value in frozen.values()} == {dtype}
     for name, value in bits.items():
         assert torch.equal(frozen[name].data.view(torch.uint8).flatten(), value.flatten())
     assert torch.equal(logits(base), before)
-    shape = engine.Shape(rank=4, alpha=8, dropout=0)
-    adapted = engine.attach(base, targets(base, ["all-linear"]), shape, None, 0)
-    with engine.muted(adapted):
+    shape = lora.Shape(rank=4, alpha=8, dropout=0)
+    adapted = lora.attach(base, targets(base, ["all-linear"]), shape, None, 0)
+    with lora.muted(adapted):
         assert torch.equal(logits(adapted), before)
 
 
@@ -89,19 +89,19 @@ def test_a_base_of_two_dtypes_is_refused(model: Path) -> None:
     base = load_base(source, plan_base(source, "nf4", "qlora", False))
     base.get_submodule("model.norm").to(torch.bfloat16)
     with pytest.raises(LLMCompressError, match=r"model\.norm\.weight is torch\.bfloat16 in a base of torch\.float32"):
-        name_codes(base, torch.float32, torch.device("cpu"))
+        view_codes_as(base, torch.float32, torch.device("cpu"))
 
 
 def test_a_muted_adapter_adds_nothing_and_speaks_again(model: Path) -> None:
     source = Checkpoint.open(model)
     base = load_base(source, plan_base(source, "full", "lora", False))
     before = logits(base)
-    shape = engine.Shape(rank=4, alpha=8, dropout=0)
-    adapted = engine.attach(base, targets(base, ["all-linear"]), shape, None, 0)
+    shape = lora.Shape(rank=4, alpha=8, dropout=0)
+    adapted = lora.attach(base, targets(base, ["all-linear"]), shape, None, 0)
     for name, value in adapted.named_parameters():
         if "lora_B" in name:
             torch.nn.init.ones_(value)
     loud = logits(adapted)
-    with engine.muted(adapted):
+    with lora.muted(adapted):
         assert torch.equal(logits(adapted), before)
     assert torch.equal(logits(adapted), loud) and not torch.equal(loud, before)

@@ -6,7 +6,7 @@
 A student that only ever sees the data's text never learns to go on from its own mistakes (Agarwal et al. 2024,
 "On-Policy Distillation of Language Models", https://arxiv.org/abs/2306.13649). trl draws, lets the student write, ends
 its text at the first end token and runs the loop; the loss is the caller's, and equals trl's own where trl has it
-(tests/unit/distill/test_gkd.py).
+(tests/unit/training/test_on_policy.py).
 
 Two things of trl are changed. Text is filled up on the right, as everywhere here, so that models with absolute
 positions see those that they will have. And the loss is the mean over the tokens that were written, where trl divides
@@ -47,7 +47,7 @@ class OwnText:
 
     def state(self) -> dict[str, Any]:
         """See `llmcompress.training.trainer.Driver`."""
-        return {one.name: getattr(self, one.name) for one in fields(self)}
+        return {counter.name: getattr(self, counter.name) for counter in fields(self)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """See `llmcompress.training.trainer.Driver`."""
@@ -73,7 +73,7 @@ def own_text_engine(tokenizer: Any, padding: int, lmbda: float, max_new_tokens: 
     lmbda: probability that a batch is the student's own text. temperature: of the sampling. The driver must be an
     `OwnText`.
     """
-    found = _trl()
+    gkd = _trl()
     if tokenizer.pad_token is None:
         tokenizer.pad_token = tokenizer.convert_ids_to_tokens(padding)
     how: dict[str, Any] = {"gradient_checkpointing": False}  # trl's own default is True
@@ -82,10 +82,10 @@ def own_text_engine(tokenizer: Any, padding: int, lmbda: float, max_new_tokens: 
     def arguments(**settings: Any) -> Any:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)
-            return found.GKDConfig(**(how | settings))
+            return gkd.GKDConfig(**(how | settings))
 
     return Engine(
-        trainer=partial(_trainer(found.GKDTrainer), processing_class=tokenizer),
+        trainer=partial(_trainer(gkd.GKDTrainer), processing_class=tokenizer),
         arguments=arguments,
         rows=_dataset,
     )
@@ -93,7 +93,7 @@ def own_text_engine(tokenizer: Any, padding: int, lmbda: float, max_new_tokens: 
 
 def numbered(rows: Sequence[Any], batch: Callable[[Sequence[Any]], dict[str, torch.Tensor]]) -> Any:
     """A collator over what `own_text_engine` makes of `rows`: their places."""
-    return lambda places: batch([rows[one["place"]] for one in places])
+    return lambda places: batch([rows[entry["place"]] for entry in places])
 
 
 def untouched(model: nn.Module) -> Callable[[], None]:
@@ -114,8 +114,7 @@ def to_the_left(
     """The same three with every row moved to the left by its filling; what was on the left comes behind."""
     skip_B1 = mask_BS.argmax(-1, keepdim=True)
     places_BS = (torch.arange(ids_BS.shape[1], device=ids_BS.device)[None] + skip_B1) % ids_BS.shape[1]
-    ids, mask, labels = (one.gather(1, places_BS) for one in (ids_BS, mask_BS, labels_BS))
-    return ids, mask, labels
+    return ids_BS.gather(1, places_BS), mask_BS.gather(1, places_BS), labels_BS.gather(1, places_BS)
 
 
 def _trl() -> Any:

@@ -9,7 +9,7 @@ from torch import nn
 from llmcompress.compress.methods.base import METHODS
 from llmcompress.compress.scheme import preset
 from llmcompress.compress.weight import QuantizedWeight
-from llmcompress.distill import on_grid as ongrid
+from llmcompress.distill import quantized as quantized_module
 
 GRIDS = [
     preset("W3A16", group_size=32),
@@ -37,9 +37,11 @@ def linear(weight: torch.Tensor) -> nn.Linear:
 def test_training_begins_with_the_weight_of_the_file(scheme: object, with_original: bool) -> None:
     weight, small = quantized(scheme)
     one = linear(small.dequantize())
-    grid = ongrid.put_on_grid(one, small, weight if with_original else None, 4, torch.Generator().manual_seed(0))
+    grid = quantized_module.put_on_grid(
+        one, small, weight if with_original else None, 4, torch.Generator().manual_seed(0)
+    )
     torch.testing.assert_close(one.weight, small.dequantize(), rtol=0, atol=1e-7)
-    assert torch.equal(ongrid.trained_codes(one, grid), small.codes_OI)
+    assert torch.equal(quantized_module.trained_codes(one, grid), small.codes_OI)
     assert {name for name, p in one.named_parameters() if p.requires_grad} == {
         "parametrizations.weight.0.first_RI",
         "parametrizations.weight.0.second_OR",
@@ -57,7 +59,7 @@ def test_what_is_written_is_what_was_trained(scheme: object) -> None:
         * 0.05
     )
     one = linear(small.dequantize())
-    grid = ongrid.put_on_grid(one, small, weight, 4, torch.Generator().manual_seed(0))
+    grid = quantized_module.put_on_grid(one, small, weight, 4, torch.Generator().manual_seed(0))
     x = torch.randn(256, 64, generator=torch.Generator().manual_seed(3))
     optimizer = torch.optim.Adam([p for p in one.parameters() if p.requires_grad], lr=3e-3)
     history = []
@@ -67,12 +69,12 @@ def test_what_is_written_is_what_was_trained(scheme: object) -> None:
         loss.backward()
         optimizer.step()
         history.append(float(loss))
-    codes = ongrid.trained_codes(one, grid)
+    codes = quantized_module.trained_codes(one, grid)
     assert history[-1] < 0.7 * history[0]
     assert bool((codes != small.codes_OI).any())
-    written = ongrid.with_codes(small, codes).dequantize()
+    written = quantized_module.with_codes(small, codes).dequantize()
     torch.testing.assert_close(one.weight, written, rtol=0, atol=1e-6)
-    assert torch.equal(ongrid.with_codes(small, codes).scale_OG, small.scale_OG)
+    assert torch.equal(quantized_module.with_codes(small, codes).scale_OG, small.scale_OG)
 
 
 def test_conv1d_is_transposed() -> None:
@@ -80,6 +82,6 @@ def test_conv1d_is_transposed() -> None:
 
     weight, small = quantized(GRIDS[0])
     one = Conv1D(24, 64)
-    grid = ongrid.put_on_grid(one, small, weight, 4, torch.Generator().manual_seed(0))
+    grid = quantized_module.put_on_grid(one, small, weight, 4, torch.Generator().manual_seed(0))
     torch.testing.assert_close(one.weight, small.dequantize().t(), rtol=0, atol=1e-7)
-    assert torch.equal(ongrid.trained_codes(one, grid), small.codes_OI)
+    assert torch.equal(quantized_module.trained_codes(one, grid), small.codes_OI)

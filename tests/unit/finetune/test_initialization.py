@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmcompress.finetune.residual import residual_factors
+from llmcompress.finetune.initialization import residual_factors
 from tests.unit.finetune.conftest import Finetune
 
 

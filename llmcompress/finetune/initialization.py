@@ -1,4 +1,15 @@
-"""First factors for an adapter on an NF4 base: what quantizing lost, linear by linear.
+"""Initialization of an adapter on an NF4 base: its first factors are what quantizing lost, linear by linear.
+
+A fresh adapter adds nothing, so training begins at the quantized model. The residual R = W - Q is known; the best
+B A of rank r for it is its truncated SVD, which is LoftQ's first iteration (Li et al. 2023). Best for the weight,
+though, is not best for the output: over inputs with H = mean of x x^T the output error is
+
+    ||(R - B A) X||^2 / T  =  ||(R - B A) S||_F^2        with S S = H, S = H^(1/2)
+
+so the truncated SVD of R S, with S undone in A, is the best one for what the layer computes (the same weighting as in
+EoRA, Liu et al. 2024):
+
+    R S = U Z V^T      B = U_r Z_r^(1/2)      A = Z_r^(1/2) V_r^T S^(-1)
 
 For `init: residual` the Hessians come from training rows that flow through the quantized model, as many linears at a
 time as memory allows; for `loftq` the weights alone count. The full-precision weights are read from the checkpoint one
@@ -19,14 +30,15 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.compress.methods.base import METHODS
 from llmcompress.compress.scheme import Scheme
 from llmcompress.console import Progress
-from llmcompress.data.examples import Example, collate
+from llmcompress.data.collate import Example, collate
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune.base import BasePlan
-from llmcompress.finetune.residual import residual_factors
 from llmcompress.models import meta as skeleton
 
 HESSIAN_BYTES = 2 << 30
 """Hessians that are accumulated in one pass through the model take no more than this."""
+DAMPENING_FRAC = 1e-4
+"""Added to the diagonal of H, as a fraction of its mean: directions that no input took still need an inverse."""
 
 Factors = dict[str, tuple[torch.Tensor, torch.Tensor]]
 
@@ -96,9 +108,7 @@ def _in_features(model: nn.Module, name: str) -> int:
     return int(getattr(model.get_submodule(name), "in_features", 0))
 
 
-def _hessians(
-    model: Any, names: Sequence[str], rows: Sequence[Example] | None, padding: int
-) -> dict[str, torch.Tensor]:
+def _hessians(model: Any, names: Sequence[str], rows: Sequence[Example], padding: int) -> dict[str, torch.Tensor]:
     """Mean of x x^T over the tokens of `rows`, [I, I] float32 by linear; one row at a time, so nothing is padded."""
     sums = {name: torch.zeros(size, size) for name in names for size in [_in_features(model, name)]}
     count = 0
@@ -113,13 +123,40 @@ def _hessians(
     handles = [model.get_submodule(name).register_forward_pre_hook(add(name)) for name in names]
     try:
         with torch.no_grad():
-            for row in rows or ():
-                batch = {
-                    key: value.to(model.device) for key, value in collate([row], padding).items() if key != "labels"
-                }
-                model(**batch, use_cache=False)
+            for row in rows:
+                batch = collate([row], padding)
+                del batch["labels"]
+                model(**{key: value.to(model.device) for key, value in batch.items()}, use_cache=False)
                 count += len(row.ids)
     finally:
         for handle in handles:
             handle.remove()
     return {name: total / max(count, 1) for name, total in sums.items()}
+
+
+def residual_factors(
+    residual_OI: torch.Tensor, rank: int, hessian_II: torch.Tensor | None
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """B [O, R] and A [R, I], float32, whose product is closest to the residual; on the outputs where H is given.
+
+    A rank above the smaller side is filled up with zeros. Computed in float64.
+    """
+    residual = residual_OI.double()
+    if hessian_II is None:
+        left_OK, size_K, right_KI = torch.linalg.svd(residual, full_matrices=False)
+    else:
+        hessian = hessian_II.double()
+        mean = hessian.diagonal().mean()
+        values_I, basis_II = torch.linalg.eigh(hessian)
+        # above zero, so that there is an inverse; H = 0 counts as the identity
+        values_I = values_I.clamp(min=0) + DAMPENING_FRAC * mean if bool(mean > 0) else torch.ones_like(values_I)
+        scaled_OI = (residual @ basis_II * values_I.sqrt()) @ basis_II.t()
+        left_OK, size_K, right_KI = torch.linalg.svd(scaled_OI, full_matrices=False)
+        right_KI = (right_KI @ basis_II / values_I.sqrt()) @ basis_II.t()
+    kept = min(rank, len(size_K))
+    root_K = size_K[:kept].sqrt()
+    b_OR = torch.zeros(residual.shape[0], rank, dtype=torch.float64)
+    a_RI = torch.zeros(rank, residual.shape[1], dtype=torch.float64)
+    b_OR[:, :kept] = left_OK[:, :kept] * root_K
+    a_RI[:kept] = root_K[:, None] * right_KI[:kept]
+    return b_OR.float(), a_RI.float()

@@ -6,7 +6,7 @@ from itertools import chain, count
 from hypothesis import given
 from hypothesis import strategies as st
 
-from llmcompress.data.packing import pack, pad
+from llmcompress.data.collate import pack, pad
 
 documents = st.lists(st.lists(st.integers(0, 9), max_size=12), max_size=12)
 

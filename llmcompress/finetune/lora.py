@@ -138,7 +138,7 @@ def put_factors(model: Any, factors: dict[str, tuple[torch.Tensor, torch.Tensor]
 @contextmanager
 def muted(model: Any) -> Iterator[None]:
     """The model as if it had no adapter, however it is wrapped; every layer still takes part."""
-    layers = [(one, one.scaling[NAME]) for one in model.modules() if NAME in getattr(one, "lora_A", {})]
+    layers = [(layer, layer.scaling[NAME]) for layer in model.modules() if NAME in getattr(layer, "lora_A", {})]
     for layer, _ in layers:
         layer.scaling[NAME] = 0.0
     try:
@@ -181,12 +181,12 @@ def modules(model: Any) -> list[AdapterModule]:
     """Every adapted linear with its rank; for AdaLoRA the triplets that were kept."""
     pattern = model.peft_config[NAME].rank_pattern if getattr(model.base_model, "rankallocator", None) else None
     kept = {name.partition(".lora_E")[0]: sum(mask) for name, mask in (pattern or {}).items()}
-    found = []
+    adapted = []
     for name, module in model.base_model.model.named_modules():
         if NAME in getattr(module, "lora_A", {}):
             rank = kept.get(name, int(module.r[NAME]))
-            found.append(AdapterModule(name=name, shape=(module.out_features, module.in_features), rank=rank))
-    return found
+            adapted.append(AdapterModule(name=name, shape=(module.out_features, module.in_features), rank=rank))
+    return adapted
 
 
 def save(model: Any, folder: Path, base_name: str, budget: Budget | None = None) -> None:

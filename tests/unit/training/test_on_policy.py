@@ -13,17 +13,17 @@ import torch
 from torch import nn
 
 from llmcompress.console import Silent
-from llmcompress.data.examples import Example
-from llmcompress.distill.kinds import Kind
+from llmcompress.data.collate import Example
 from llmcompress.distill.layer_map import layer_map
 from llmcompress.distill.objective import Distiller, Objective
 from llmcompress.distill.on_policy import prompt_of, train_on_policy, with_prompts
 from llmcompress.distill.rows import Row, Rows
 from llmcompress.distill.settings import DistillSettings, OnPolicySettings
-from llmcompress.distill.teachers import Online, Teacher
+from llmcompress.distill.teachers import Online
 from llmcompress.errors import LLMCompressError
+from llmcompress.models.tasks import CAUSAL
 from llmcompress.seed import derive
-from llmcompress.training.gkd import to_the_left
+from llmcompress.training.on_policy import to_the_left
 from llmcompress.training.trainer import Guarded
 from tests import tiny_models
 
@@ -45,10 +45,9 @@ def model(seed: int, eos: int | None = None) -> Any:
 
 
 def distiller(student: nn.Module, teachers: list[nn.Module], temperature: float = 1.0, **weights: float) -> Distiller:
-    kind: Kind = "causal"
-    found = [Teacher(str(n), one, 1 / len(teachers)) for n, one in enumerate(teachers)]
-    source = Online(found, kind, V, "probabilities", temperature, False, False)
-    of = Objective(kind, weights or {"js": 1.0}, temperature, maps=[layer_map("uniform", 2, 2)], vocabulary=V)
+    shared = [(teacher, 1 / len(teachers)) for teacher in teachers]
+    source = Online(shared, CAUSAL, V, "probabilities", temperature, False, False)
+    of = Objective(CAUSAL, weights or {"js": 1.0}, temperature, maps=[layer_map("uniform", 2, 2)], vocabulary=V)
     return Distiller(student, source, of, [])
 
 
@@ -62,7 +61,7 @@ def rows() -> Rows:
         learned = [at >= len(prompt) for at in range(len(ids))]
         labels = [one if learn else -100 for one, learn in zip(ids, learned, strict=True)]
         found.append(Row(number, ids, labels, None, Example("here", ids, learned)))
-    return Rows("causal", found, [], 0, SimpleNamespace(kind="prompt"))  # type: ignore[arg-type]
+    return Rows(CAUSAL, found, [], 0, SimpleNamespace(kind="prompt"))  # type: ignore[arg-type]
 
 
 def settings(lmbda: float = 0.5, **training: Any) -> DistillSettings:

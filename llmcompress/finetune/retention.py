@@ -1,4 +1,4 @@
-"""What merging and quantizing made of an adapter, measured against the model that was trained.
+"""Retention: what merging and quantizing kept of an adapter, measured against the model that was trained.
 
     base + adapter, by PEFT, as trained ──┬──KL on held-out rows──> merged onto the NF4 values
                                           ├──────────────────────> merged onto the original weights
@@ -29,12 +29,16 @@ from llmcompress.compress.dequantized import load_dequantized
 from llmcompress.compress.methods.base import METHODS
 from llmcompress.compress.roundtrip import row_scheme, unpack_row
 from llmcompress.console import Progress, Silent
-from llmcompress.data.examples import Example, load_examples
+from llmcompress.data.collate import Example, padding_token
+from llmcompress.data.examples import load_examples
+from llmcompress.data.settings import DataSettings
 from llmcompress.errors import LLMCompressError
-from llmcompress.finetune import engine
+from llmcompress.finetune import lora
 from llmcompress.finetune.base import BasePlan, load_base
-from llmcompress.finetune.delta import merged_weight
-from llmcompress.finetune.merge import Plan, write_merged
+from llmcompress.finetune.merge_target import MergePlan, plan_merge
+from llmcompress.finetune.merge_writer import write_merged
+from llmcompress.finetune.settings import AdapterRef
+from llmcompress.finetune.update import merged_weight
 from llmcompress.formats.base import FORMATS
 from llmcompress.models.blocks import put_weight_OI
 from llmcompress.report import LinearRow, Merge, RunReport, Survival, SurvivalRow
@@ -45,7 +49,7 @@ Quantize = Callable[[Checkpoint, Path], None]
 """The quantization of the run, of another checkpoint into another folder."""
 
 
-def measure_merge(plan: Plan, merged: Path, scratch: Path, part: Merge, seed: int, progress: Progress) -> None:
+def measure_merge(plan: MergePlan, merged: Path, scratch: Path, part: Merge, seed: int, progress: Progress) -> None:
     """Fill in both ways' KL. `merged`: the checkpoint just written; `scratch`: where the other way is written to."""
     try:
         rows, padding = heldout_rows(plan, seed)
@@ -55,7 +59,7 @@ def measure_merge(plan: Plan, merged: Path, scratch: Path, part: Merge, seed: in
         return
     both = plan.target.plan.nf4 and not plan.target.plan.stored
     ways = ("dequantized", "original") if both else (plan.onto,)
-    found: dict[str, float] = {}
+    kl: dict[str, float] = {}
     with progress.step("comparing with base plus adapter", len(ways)) as bar:
         for way in ways:
             folder = merged if way == plan.onto else scratch
@@ -63,18 +67,18 @@ def measure_merge(plan: Plan, merged: Path, scratch: Path, part: Merge, seed: in
                 shutil.rmtree(scratch, ignore_errors=True)
                 write_merged(plan, scratch, way, Silent())
             model = load_base(Checkpoint.open(folder), BasePlan(False))
-            found[way], part.heldout_tokens = heldout_kl(trained, model, rows, padding, BATCH)
+            kl[way], part.heldout_tokens = heldout_kl(trained, model, rows, padding, BATCH)
             del model
             bar.advance(1, f"onto {way}")
     shutil.rmtree(scratch, ignore_errors=True)
-    part.kl_dequantized, part.kl_original = found.get("dequantized"), found.get("original")
+    part.kl_dequantized, part.kl_original = kl.get("dequantized"), kl.get("original")
     if both:
-        part.closer = "dequantized" if found["dequantized"] <= found["original"] else "original"
+        part.closer = "dequantized" if kl["dequantized"] <= kl["original"] else "original"
     else:
         part.not_measured = "the base was not quantized on the fly, so there is one way to merge"
 
 
-def heldout_rows(plan: Plan, seed: int) -> tuple[list[Example], int]:
+def heldout_rows(plan: MergePlan, seed: int) -> tuple[list[Example], int]:
     """The held-out rows of the training (or of the data that was named), and the padding token.
 
     Raises: LLMCompressError where there are none.
@@ -82,12 +86,12 @@ def heldout_rows(plan: Plan, seed: int) -> tuple[list[Example], int]:
     if plan.data is None:
         raise LLMCompressError("no rows to measure on: the training data is not known or not there", "pass --data")
     tokenizer = load_tokenizer(plan.target.source)
-    found = load_examples(plan.data, tokenizer, seed)
-    rows = found.heldout or found.train
-    return rows, next(int(one) for one in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0) if one is not None)
+    examples = load_examples(plan.data, tokenizer, seed)
+    rows = examples.heldout or examples.train
+    return rows, padding_token(tokenizer)
 
 
-def trained_model(plan: Plan) -> Any:
+def trained_model(plan: MergePlan) -> Any:
     """The base as it was in training with the adapters on it, computed by PEFT.
 
     Raises: LLMCompressError for a mix of adapters that PEFT does not hold at once.
@@ -95,48 +99,57 @@ def trained_model(plan: Plan) -> Any:
     if len({adapter.kind for adapter in plan.adapters}) > 1:
         raise LLMCompressError("LoRA and AdaLoRA together are not held by one PEFT model, so there is no reference")
     base = load_base(plan.target.source, plan.target.plan)
-    return engine.load(base, [(adapter.folder, adapter.weight) for adapter in plan.adapters])
+    return lora.load(base, [(adapter.folder, adapter.weight) for adapter in plan.adapters])
 
 
-def measure_survival(
-    plan: Plan, merged: Checkpoint, out: Path, scratch: Path, quantize: Quantize, seed: int, progress: Progress
-) -> Survival:
-    """How much of the adapter the quantized checkpoint in `out` kept.
+def measure_retention(
+    source: Checkpoint, merged: Checkpoint, quantized: Path, data: DataSettings | None, quantize: Quantize,
+    scratch: Path, seed: int, progress: Progress,
+) -> Survival:  # fmt: skip
+    """How much of the adapters that were merged into `source` the checkpoint in `quantized` kept.
 
-    merged: the checkpoint that was quantized. quantize: the same quantization, called once for the weights without the
-    adapter, which are written below `scratch`.
+    merged: the checkpoint that was quantized, whose report names adapters, weights and data. data: rows to measure on
+    in the place of those. quantize: the same quantization, called once for the weights without the adapters, which are
+    written below `scratch`; that folder is removed at the end.
 
-    Raises: LLMCompressError when that quantization fails.
+    Raises: LLMCompressError for an adapter that is gone, and when that quantization fails.
     """
+    part = RunReport.load(merged.folder).merge
+    if part is None:
+        raise LLMCompressError(f"{merged.name}: its report tells of no merge, so it is not known what to measure")
+    references = [AdapterRef(path=adapter.path, weight=adapter.weight) for adapter in part.adapters]
+    plan = plan_merge(source, references, part.onto, data)
     base = _base_without_adapter(plan, scratch)
     progress.message("quantizing the weights without the adapter, to see what of it is left")
     quantize(base, scratch / "quantized")
-    report, made = RunReport.load(out), Checkpoint.open(out)
-    before = Checkpoint.open(scratch / "quantized")
-    layouts = [FORMATS.get(one.output.format) for one in (report, RunReport.load(before.folder)) if one.output]
-    rows = {row.name: row for row in RunReport.load(before.folder).linears}
-    found, sums = [], [0.0, 0.0, 0.0]
+    report, before_report = RunReport.load(quantized), RunReport.load(scratch / "quantized")
+    after, before = Checkpoint.open(quantized), Checkpoint.open(scratch / "quantized")
+    layouts = [FORMATS.get(made.output.format) for made in (report, before_report) if made.output]
+    before_rows = {row.name: row for row in before_report.linears}
+    linears: list[SurvivalRow] = []
+    kept_sum = kept_rtn_sum = size_sum = 0.0
     rounded: dict[str, torch.Tensor] = {}
     for row, delta_OI in _updates(plan, report):
         linear = plan.target.linears[row.name]
-        kept_OI = unpack_row(made, row, layouts[0]).dequantize()
-        kept_OI -= unpack_row(before, rows[row.name], layouts[1]).dequantize()
+        kept_OI = unpack_row(after, row, layouts[0]).dequantize()
+        kept_OI -= unpack_row(before, before_rows[row.name], layouts[1]).dequantize()
         with_OI = _rounded(plan.weight(linear, plan.onto), row)
         without_OI = _rounded(plan.target.dense(linear, plan.onto == "dequantized"), row)
         size = float((delta_OI * delta_OI).sum()) or 1.0
         kept = float((kept_OI.double() * delta_OI).sum())
         kept_rtn = float(((with_OI - without_OI).double() * delta_OI).sum())
-        found.append(SurvivalRow(name=row.name, kept=kept / size, kept_rtn=kept_rtn / size))
-        sums = [sums[0] + kept, sums[1] + kept_rtn, sums[2] + size]
+        linears.append(SurvivalRow(name=row.name, kept=kept / size, kept_rtn=kept_rtn / size))
+        kept_sum, kept_rtn_sum, size_sum = kept_sum + kept, kept_rtn_sum + kept_rtn, size_sum + size
         rounded[row.name] = with_OI
-    kl, kl_rtn, count = _divergences(plan, merged, out, report, rounded, seed)
+    kl, kl_rtn, count = _divergences(plan, merged, quantized, report, rounded, seed)
     shutil.rmtree(scratch, ignore_errors=True)
     return Survival(
-        linears=found, kept=sums[0] / sums[2], kept_rtn=sums[1] / sums[2], heldout_tokens=count, kl=kl, kl_rtn=kl_rtn
-    )
+        linears=linears, kept=kept_sum / size_sum, kept_rtn=kept_rtn_sum / size_sum, heldout_tokens=count,
+        kl=kl, kl_rtn=kl_rtn,
+    )  # fmt: skip
 
 
-def _base_without_adapter(plan: Plan, scratch: Path) -> Checkpoint:
+def _base_without_adapter(plan: MergePlan, scratch: Path) -> Checkpoint:
     if plan.onto == "original" and not plan.target.plan.stored:
         return plan.target.source
     shutil.rmtree(scratch, ignore_errors=True)
@@ -144,14 +157,13 @@ def _base_without_adapter(plan: Plan, scratch: Path) -> Checkpoint:
     return Checkpoint.open(scratch / "base")
 
 
-def _updates(plan: Plan, report: RunReport) -> Iterator[tuple[LinearRow, torch.Tensor]]:
+def _updates(plan: MergePlan, report: RunReport) -> Iterator[tuple[LinearRow, torch.Tensor]]:
     """Every quantized linear that an update went into, with W' - W in float64."""
     for row in report.linears:
         if row.outcome == "skipped" or not any(row.name in adapter.parts for adapter in plan.adapters):
             continue
         base_OI = plan.target.dense(plan.target.linears[row.name], plan.onto == "dequantized")
-        updates = [adapter.update(row.name) for adapter in plan.adapters if row.name in adapter.parts]
-        yield row, merged_weight(base_OI, updates) - base_OI.double()
+        yield row, merged_weight(base_OI, plan.updates(row.name)) - base_OI.double()
 
 
 def _rounded(weight_OI: torch.Tensor, row: LinearRow) -> torch.Tensor:
@@ -161,7 +173,7 @@ def _rounded(weight_OI: torch.Tensor, row: LinearRow) -> torch.Tensor:
 
 
 def _divergences(
-    plan: Plan, merged: Checkpoint, out: Path, report: RunReport, rounded: dict[str, torch.Tensor], seed: int
+    plan: MergePlan, merged: Checkpoint, out: Path, report: RunReport, rounded: dict[str, torch.Tensor], seed: int
 ) -> tuple[float | None, float | None, int]:
     """KL from the trained model to the quantized one, and to plain rounding of the same linears."""
     try:

@@ -1,4 +1,4 @@
-"""The weights that an adapter is merged onto, and whether it fits them.
+"""What a merge is of: the weights that adapters are merged onto, and whether they fit.
 
     base of the training        MODEL          onto dequantized           onto original
     full precision              the same       (nothing was quantized)    its weights
@@ -20,14 +20,20 @@ from torch import nn
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.tensors import torch_dtype
 from llmcompress.compress.roundtrip import unpack_row
+from llmcompress.data.settings import DataSettings
+from llmcompress.data.sources import is_file
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.finetune.adapter import Adapter
 from llmcompress.finetune.base import BasePlan, nf4_plan, plan_base
-from llmcompress.finetune.begin import quantized_weight
+from llmcompress.finetune.initialization import quantized_weight
+from llmcompress.finetune.settings import AdapterRef
+from llmcompress.finetune.update import Update, merged_weight
 from llmcompress.formats.base import FORMATS
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import is_transposed
 from llmcompress.report import FILE, FOLDER, Finetune, LinearRow, RunReport
+
+RESIZED = "{} tokens were added for it: give the checkpoint with its embedding resized"
 
 
 @dataclass(frozen=True)
@@ -67,6 +73,51 @@ class Target:
         config = self.source.config
         stated = getattr(torch, str(config.get("dtype") or config.get("torch_dtype")), None)
         return stated if isinstance(stated, torch.dtype) else torch.bfloat16
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """What is merged into what. `onto`: dequantized or original; `trained`: what is known of the training."""
+
+    target: Target
+    adapters: list[Adapter]
+    onto: str
+    trained: Finetune | None
+    data: DataSettings | None
+
+    def updated(self, onto: str) -> dict[str, Linear]:
+        """Every linear whose weight changes when merging `onto` these weights."""
+        changed = {name for adapter in self.adapters for name in adapter.parts}
+        if onto == "dequantized":
+            changed |= set(self.target.plan.linears)
+        return {
+            name: linear for name, linear in self.target.linears.items() if name in changed or linear.row is not None
+        }
+
+    def weight(self, linear: Linear, onto: str) -> torch.Tensor:
+        """The merged weight [O, I] in the dtype of the file."""
+        base_OI = self.target.dense(linear, onto == "dequantized")
+        updates = self.updates(linear.name)
+        merged_OI = merged_weight(base_OI, updates) if updates else base_OI
+        return merged_OI.to(self.target.dtype(linear))
+
+    def updates(self, linear: str) -> list[Update]:
+        """What every adapter adds to a linear."""
+        return [adapter.update(linear) for adapter in self.adapters if linear in adapter.parts]
+
+
+def plan_merge(source: Checkpoint, references: Sequence[AdapterRef], onto: str, data: DataSettings | None) -> MergePlan:
+    """Read the adapters' configs and headers and hold them against the checkpoint.
+
+    Raises: LLMCompressError, all problems together.
+    """
+    if not references:
+        raise LLMCompressError("merge: no adapter is given", "name one in merge.adapters, or put finetune before it")
+    adapters = [Adapter.open(reference.path, reference.weight) for reference in references]
+    trained = next(filter(None, (trained_on(adapter.folder) for adapter in adapters)), None)
+    target, resolved = open_target(source, trained, onto)
+    require_fit(target, adapters)
+    return MergePlan(target, adapters, resolved, trained, data or _data_of(adapters))
 
 
 def trained_on(folder: Path) -> Finetune | None:
@@ -120,43 +171,41 @@ def require_fit(target: Target, adapters: Sequence[Adapter]) -> None:
 
 def _misfits(target: Target, adapter: Adapter) -> list[LLMCompressError]:
     where, model = str(adapter.folder), target.source.name
-    found = []
+    problems = []
     for linear, parts in adapter.parts.items():
         shape = (adapter.stored[parts["lora_B"]].shape[0], adapter.stored[parts["lora_A"]].shape[1])
         if f"{linear}.weight" in target.tied:
             text = f"{where}: adapts {linear}, whose weight {model} shares with its embedding"
-            found.append(LLMCompressError(text, "train the adapter without it"))
+            problems.append(LLMCompressError(text, "train the adapter without it"))
         elif linear not in target.linears:
             text = f"{where}: adapts {linear}, and {model} has no such linear"
-            found.append(LLMCompressError(text, "it was trained on another base"))
+            problems.append(LLMCompressError(text, "it was trained on another base"))
         elif target.linears[linear].shape != shape:
             text = f"{where}: {linear} is {list(shape)} there and {list(target.linears[linear].shape)} in {model}"
-            found.append(LLMCompressError(text, "it was trained on another base"))
-    return [*found, *_whole_misfits(target, adapter), *_token_misfits(target, adapter)]
+            problems.append(LLMCompressError(text, "it was trained on another base"))
+    return [*problems, *_whole_misfits(target, adapter), *_token_misfits(target, adapter)]
 
 
 def _whole_misfits(target: Target, adapter: Adapter) -> list[LLMCompressError]:
     where, model = str(adapter.folder), target.source.name
-    found = []
+    problems = []
     for parameter, name in adapter.whole.items():
         stored = target.parameters.get(parameter)
         shape = adapter.stored[name].shape
         if stored is None:
             what = "shares it with its embedding" if parameter in target.tied else "has no such parameter"
-            found.append(LLMCompressError(f"{where}: replaces {parameter}, and {model} {what}"))
+            problems.append(LLMCompressError(f"{where}: replaces {parameter}, and {model} {what}"))
         elif target.source.shape(stored) != shape:
             there = target.source.shape(stored)
             text = f"{where}: {parameter} is {list(shape)} there and {list(there)} in {model}"
-            rows = shape[0] - there[0]
-            hint = (
-                f"{rows} tokens were added for it: give the checkpoint with its embedding resized" if rows > 0 else None
-            )
-            found.append(LLMCompressError(text, hint or "it was trained on another base"))
+            added = shape[0] - there[0]
+            hint = RESIZED.format(added) if added > 0 else "it was trained on another base"
+            problems.append(LLMCompressError(text, hint))
         elif any(name in target.tied for name in (parameter, "lm_head.weight")) and "embed" in parameter:
-            found.append(
+            problems.append(
                 LLMCompressError(f"{where}: replaces {parameter}, which {model} shares with its output; not supported")
             )
-    return found
+    return problems
 
 
 def _token_misfits(target: Target, adapter: Adapter) -> list[LLMCompressError]:
@@ -177,13 +226,9 @@ def _token_misfits(target: Target, adapter: Adapter) -> list[LLMCompressError]:
     return [
         LLMCompressError(
             f"{adapter.folder}: its tokenizer has {tokens} tokens, and {target.source.name} embeds {rows}",
-            _added(tokens - rows),
+            RESIZED.format(tokens - rows),
         )
     ]
-
-
-def _added(count: int) -> str:
-    return f"{count} tokens were added for it: give the checkpoint with its embedding resized"
 
 
 def _target(source: Checkpoint, plan: BasePlan) -> Target:
@@ -216,3 +261,16 @@ def _rows(source: Checkpoint, plan: BasePlan) -> list[LinearRow]:
 
 def _ours(folder: Path) -> bool:
     return (folder / FOLDER / FILE).is_file()
+
+
+def _data_of(adapters: Sequence[Adapter]) -> DataSettings | None:
+    """The training data of the first adapter of ours, if its file is still there."""
+    for adapter in adapters:
+        if trained_on(adapter.folder) is None:
+            continue
+        for stage in RunReport.load(adapter.folder).recipe.get("stages", []):
+            if "finetune" in stage:
+                data = DataSettings.model_validate(stage["finetune"]["data"])
+                there = all(Path(path).exists() for path in (data.path, data.heldout) if path and is_file(path))
+                return data if there else None
+    return None
