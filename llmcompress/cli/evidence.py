@@ -34,13 +34,13 @@ def evaluate(
     as_json: Json = False,
 ) -> int:
     """Compare a checkpoint with its baseline on the same items, and redraw its card."""
-    from llmcompress.pipeline.output import ours
+    from llmcompress.report import is_ours
 
     folder = local_folder(model, trust_remote_code)
     settings = {"suite": suite, "baseline": baseline, "engine": engine, "limit": limit, "batch_size": batch_size}
     settings["allow_overlap"] = allow_overlap or None
     stages: list[dict[str, Any]] = [{"evaluate": given(settings)}]
-    if ours(folder):
+    if is_ours(folder):
         source = head_of(folder) | {"seed": seed}
         return run_stages(source | {"stages": [*stages, {"card": {}}]}, None, as_json, fresh=fresh)
     if baseline is None:

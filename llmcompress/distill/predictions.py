@@ -23,7 +23,7 @@ from llmcompress.distill.settings import DistillSettings
 from llmcompress.distill.teachers import Cached, Online, Source
 from llmcompress.distill.vocabulary import SharedVocabulary
 from llmcompress.models import device as devices
-from llmcompress.report.training import CachedPredictions
+from llmcompress.report import CachedPredictions
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from llmcompress.distill.predictions import Answers
 from llmcompress.distill.rows import Rows
 from llmcompress.distill.settings import DistillSettings
 from llmcompress.distill.writing import count_parameters
-from llmcompress.report.training import Distillation, DistillScore, DistillTeacher, GridTraining, OnPolicy, Training
+from llmcompress.report import Distillation, DistillScore, DistillTeacher, GridTraining, OnPolicy, Training
 
 METRICS = (
     ("perplexity", "nll", False),

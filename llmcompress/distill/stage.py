@@ -43,8 +43,7 @@ from llmcompress.errors import LLMCompressError
 from llmcompress.memory import large_blocks_kept
 from llmcompress.models import device as devices
 from llmcompress.models.blocks import is_transposed
-from llmcompress.report import Check, RunReport, Training
-from llmcompress.report.training import GridTraining, OnPolicy
+from llmcompress.report import Check, GridTraining, OnPolicy, RunReport, Training
 from llmcompress.seed import derive
 from llmcompress.training.trainer import is_main, train, world_size
 

@@ -11,13 +11,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from llmcompress.evaluate.harness import TaskRun
+from llmcompress.files import write_atomic
 
 VARIABLE = "LLMCOMPRESS_CACHE"
 
@@ -68,14 +68,7 @@ class BaselineCache:
         body = run.model_dump_json().encode()
         checksum = hashlib.sha256(body).hexdigest().encode()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor, scratch = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(checksum + b"\n" + body)
-                Path(scratch).replace(self._path(key))
-            finally:
-                Path(scratch).unlink(missing_ok=True)
+            write_atomic(self._path(key), checksum + b"\n" + body)
         except OSError as error:
             self.message(f"{self.folder}: the baseline's results are not cached ({error.strerror})")
 

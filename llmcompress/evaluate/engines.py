@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,6 +27,7 @@ from llmcompress.console import quiet
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate import adapted
 from llmcompress.models.device import best
+from llmcompress.report import Kernels
 
 if TYPE_CHECKING:
     import torch
@@ -69,6 +70,7 @@ class Loaded:
     note: str
     device: str
     dtype: str
+    kernels: Kernels = "native"
 
 
 def quant_method(folder: Path) -> str | None:
@@ -135,7 +137,8 @@ def load(folder: Path, choice: Choice = "auto", trust_remote_code: bool = False)
         reason = found
     if choice == "native":
         raise LLMCompressError(f"{folder}: cannot be run by {method}'s own kernels: {reason}", "use --engine auto")
-    return _loaded(_dequantized(folder), tokenizer, "transformers", f"our dequantized weights: {reason}")
+    found = _loaded(_dequantized(folder), tokenizer, "transformers", f"our dequantized weights: {reason}")
+    return replace(found, kernels="dequantized")
 
 
 def unavailable(folder: Path) -> str | None:

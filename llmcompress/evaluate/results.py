@@ -28,6 +28,7 @@ from llmcompress.evaluate.statistics import (
 )
 from llmcompress.evaluate.suite import TaskEntry, TextEntry
 from llmcompress.evaluate.text import RowStats
+from llmcompress.files import write_atomic
 from llmcompress.report import TaskResult, TextResult
 
 
@@ -123,7 +124,4 @@ def write_samples(path: Path, before: TaskRun, after: TaskRun) -> None:
         }
         for left, right in zip(before.items, after.items, strict=True)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    scratch.replace(path)
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -89,7 +89,8 @@ def _prompt_tokens(folders: list[Path], settings: MeasureSettings) -> int:
 
 
 def _row(name: Any, loaded: dict[str, Any], rounds: list[dict[str, float]], memory: dict[str, Any]) -> Speed:
-    said = {key: loaded[key] for key in ("engine", "engine_note", "device", "dtype", "load_s", "memory_before_bytes")}
+    named = ("engine", "engine_note", "kernels", "device", "dtype", "load_s", "memory_before_bytes")
+    said = {key: loaded[key] for key in named}
     return Speed(
         model=name,
         prefill_tokens_per_s=[one["prefill_tokens_per_s"] for one in rounds],

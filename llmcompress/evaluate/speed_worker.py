@@ -40,7 +40,8 @@ class Timed:
         shape = (1, self._asked["prompt_tokens"])
         self._prompt_1S = torch.randint(vocabulary, shape, generator=generator).to(self._model.device)
         self._forward(self._prompt_1S[:, :1], None)
-        said = {"engine": loaded.engine, "engine_note": loaded.note, "device": loaded.device, "dtype": loaded.dtype}
+        said = {"engine": loaded.engine, "engine_note": loaded.note, "kernels": loaded.kernels}
+        said |= {"device": loaded.device, "dtype": loaded.dtype}
         return said | {"load_s": self._since(began), "memory_before_bytes": before}
 
     def round(self) -> dict[str, Any]:

@@ -28,7 +28,7 @@ from llmcompress.evaluate.engines import Choice
 from llmcompress.evaluate.harness import ReadyTask, TaskRun, find_tasks, harness_version, item_texts, run_task
 from llmcompress.evaluate.statistics import overall
 from llmcompress.evaluate.suite import Suite, TaskEntry, TextEntry, load_suite
-from llmcompress.report import FILE, FOLDER, Evaluation, Overlap, RunReport, TaskResult, TextResult
+from llmcompress.report import Evaluation, Overlap, RunReport, TaskResult, TextResult, is_ours
 
 if TYPE_CHECKING:
     import torch
@@ -86,6 +86,7 @@ def evaluate(
         baseline_cached=bool(task_rows) and not base.num_computed,
         engine=compressed.engine,
         engine_note=compressed.note,
+        kernels=compressed.kernels,
         device=compressed.device,
         dtype=compressed.dtype,
         seed=seed,
@@ -110,7 +111,7 @@ def _overlaps(
 
     Raises: LLMCompressError where one is above the bound and that was not allowed.
     """
-    if not (checkpoint / FOLDER / FILE).is_file():
+    if not is_ours(checkpoint):
         return []
     progress.message("looking for the suite's items in the text that the checkpoint was made with")
     parts: dict[str, list[str]] = {}

@@ -8,8 +8,7 @@ from typing import Literal
 from llmcompress.card.markdown import code, section, table, text
 from llmcompress.card.numerals import count, fixed, percent, places, significant
 from llmcompress.card.sections import source_name
-from llmcompress.report import RunReport
-from llmcompress.report.training import Distillation, DistillScore
+from llmcompress.report import Distillation, DistillScore, RunReport
 
 FIGURE = "llmcompress/figures/training.png"
 """Loss over the steps; drawn by figures.py for every report with a curve."""

@@ -10,8 +10,7 @@ from llmcompress.card.build import card_text
 from llmcompress.card.frontmatter import front_matter, problems
 from llmcompress.card.kinds.distilled import ENTRY
 from llmcompress.card.public import public
-from llmcompress.report import RunReport, Training, TrainingData
-from llmcompress.report.training import Distillation, DistillScore, DistillTeacher
+from llmcompress.report import Distillation, DistillScore, DistillTeacher, RunReport, Training, TrainingData
 from tests.unit.card.sample_report import full_report
 
 
