@@ -106,12 +106,11 @@ def compare(
 ) -> int:
     """Set several compressed versions of one base side by side, out of their reports."""
     from llmcompress.card.compare import compare as compared
-    from llmcompress.card.compare import plots, rows
+    from llmcompress.card.compare import page, plots, rows
     from llmcompress.cli.catalogue import table
 
     found = compared(folders)
     if html or figure:
-        from llmcompress.card.compare_page import page
         from llmcompress.card.figures import draw_pareto
 
         with tempfile.TemporaryDirectory() as scratch:

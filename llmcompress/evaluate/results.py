@@ -8,6 +8,7 @@ Shapes: N items or rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -60,6 +61,7 @@ def task_result(entry: TaskEntry, task: ReadyTask, before: TaskRun, after: TaskR
         metric=entry.metric,
         num_fewshot=entry.num_fewshot,
         num_items=len(after_N),
+        items_sha256=hashlib.sha256("".join(item.digest for item in after.items).encode()).hexdigest(),
         baseline=score(before_N),
         compressed=score(after_N),
         difference=float((after_N - before_N).mean()),

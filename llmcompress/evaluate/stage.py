@@ -9,6 +9,7 @@ Everything that can be wrong with a suite is found before the first item runs: n
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -220,4 +221,5 @@ def _evaluate_text(entry: TextEntry, rows_NS: torch.Tensor, compressed: engine.L
     at_once = text.rows_at_once(base.batch_size, entry.seq_len, max(widths))
     with base.progress.step(f"held-out text {entry.name}", total=len(rows_NS)) as step:
         stats = text.compare_rows(*models, rows_NS, at_once, step.advance, shared)
-    return results.text_result(entry, stats, base.seed).model_copy(update={"shared_entries": shared})
+    known = {"shared_entries": shared, "tokens_sha256": hashlib.sha256(rows_NS.numpy().tobytes()).hexdigest()}
+    return results.text_result(entry, stats, base.seed).model_copy(update=known)

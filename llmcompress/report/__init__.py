@@ -1,5 +1,6 @@
 """What a run writes down, and what every card is drawn from: one module and one part per stage; see `RunReport`."""
 
+from llmcompress.report.card import CardFields as CardFields
 from llmcompress.report.check import EngineVerdict as EngineVerdict
 from llmcompress.report.check import Finding as Finding
 from llmcompress.report.distill import CachedPredictions as CachedPredictions

@@ -27,6 +27,7 @@ class TaskResult(Part):
     metric: str = Field(description="lm-eval's name, e.g. acc")
     num_fewshot: int
     num_items: int
+    items_sha256: str | None = Field(default=None, description="of the items' digests: documents and exact prompts")
     baseline: Score
     compressed: Score
     difference: float = Field(description="mean of compressed - baseline over the items")
@@ -49,6 +50,7 @@ class TextResult(Part):
     name: str
     num_tokens: int
     seq_len: int
+    tokens_sha256: str | None = Field(default=None, description="of the token ids")
     baseline_perplexity: float
     compressed_perplexity: float
     perplexity_ratio_interval: tuple[float, float] = Field(description="95% paired bootstrap over rows")

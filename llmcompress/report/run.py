@@ -13,6 +13,7 @@ from pydantic import Field
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import store
+from llmcompress.report.card import CardFields
 from llmcompress.report.check import EngineVerdict
 from llmcompress.report.distill import Distillation
 from llmcompress.report.evaluate import Evaluation
@@ -77,6 +78,7 @@ class RunReport(Part):
     engines: list[EngineVerdict] = []
     evaluations: list[Evaluation] = []
     speed: Measurement | None = None
+    card: CardFields = CardFields()
     notes: list[str] = Field(default=[], description="anything else that a reader must know")
 
     def save(self, checkpoint: Path) -> Path:

@@ -8,6 +8,7 @@ from typing import Any
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.files import write_atomic
+from llmcompress.report.upgrade import upgrade
 
 FOLDER = "llmcompress"
 FILE = "report.json"
@@ -43,8 +44,4 @@ def read(folder: Path) -> dict[str, Any]:
         raise LLMCompressError(
             f"{path}: a report of version {version}; this llmcompress reads up to {VERSION}", "update it"
         )
-    if version < VERSION:
-        from llmcompress.report.upgrade import upgrade
-
-        return upgrade(data)
-    return dict(data)
+    return upgrade(data) if version < VERSION else dict(data)

@@ -79,11 +79,12 @@ class Rule(_Declared):
         if self.has is not None:
             return [f"no {key}" for key in self.has if key not in value]
         named = value.items() if isinstance(value, dict) else [(None, one) for one in _listed(value)]
-        return [
-            f"{name}: {one}" if name and not isinstance(one, list) else str(name or f"{self.fact} {one}")
-            for name, one in named
-            if not self._holds(one)
-        ]
+        broken: dict[str, list[str]] = {}
+        for name, one in named:
+            if not self._holds(one):
+                stated = "" if name and isinstance(one, list) else str(one) if name else f"{self.fact} {one}"
+                broken.setdefault(stated, []).append(str(name or ""))
+        return [part for stated, names in broken.items() for part in _stated(stated, names)]
 
     def _holds(self, one: Any) -> bool:
         return (
@@ -155,6 +156,13 @@ def _findings(rules: tuple[Rule, ...], values: Mapping[str, Any]) -> Iterator[Fi
             more = f" and {len(breaches) - MOST_SHOWN} more" if len(breaches) > MOST_SHOWN else ""
             detail = f"{'; '.join(breaches[:MOST_SHOWN])}{more}: {rule.why}"
             yield Finding(rule=rule.rule, level=rule.otherwise, detail=detail, source=rule.source)
+
+
+def _stated(value: str, names: list[str]) -> list[str]:
+    """A value that breaks a rule, said once however many linears have it."""
+    if not value or not any(names):
+        return names if not value else [value]
+    return [f"{names[0]}: {value}"] if len(names) == 1 else [f"{value} in {len(names)} linears ({names[0]} first)"]
 
 
 def _listed(value: Any) -> list[Any]:
