@@ -102,7 +102,7 @@ def test_nf4_loads_in_transformers_and_not_in_vllm(verdicts: Callable[..., dict[
     assert said(found["vllm"]) == ["layout"] and said(found["transformers"]) == []
     ragged = verdicts({"quant_method": "bitsandbytes", "load_in_4bit": True}, bnb_linear, 64, 96)
     assert said(ragged["transformers"]) == ["bnb-cpu-in"]
-    assert "96 in 7 linears (model.layers.0.mlp.down_proj first)" in ragged["transformers"].findings[0].detail
+    assert "96 in 12 linears (model.layers.0.mlp.down_proj first)" in ragged["transformers"].findings[0].detail
 
 
 def test_two_bits_in_compressed_tensors_warn_of_the_kernel(verdicts: Callable[..., dict[str, EngineVerdict]]) -> None:
