@@ -229,7 +229,7 @@ def suite(evaluation: Evaluation, report: RunReport) -> dict[str, Any]:
         "searched_texts": " and ".join(dict.fromkeys(text(row.text) for row in searched)),
         "num_seen": sum(row.num_found for row in searched),
         "num_judged": sum(row.num_items - row.num_short for row in searched),
-        "num_short": sum(row.num_short for row in searched),
+        "num_too_short": sum(row.num_short for row in searched),
     }
 
 

@@ -41,8 +41,8 @@ def _verdicts(folder: Path, engine: str | None, trust_remote_code: bool) -> list
     from llmcompress.checkpoint.reader import Checkpoint
     from llmcompress.config.recipe import Recipe
     from llmcompress.console import console
-    from llmcompress.report import is_ours
     from llmcompress.pipeline.run import run
+    from llmcompress.report import is_ours
     from llmcompress.verify.check import CheckSettings
     from llmcompress.verify.check import check as check_engines
 

@@ -38,8 +38,9 @@ def refuse(found: Iterable[Overlap], bound: float, suite: str) -> None:
     raise_all(
         [
             LLMCompressError(
-                f"suite {suite}: {one.part}: {one.num_found} of {one.num_items - one.num_short} items share {LONGEST} "
-                f"words in a row with the {one.text} ({one.share:.1%}; at most {bound:.1%}), e.g. {one.example!r}",
+                f"suite {suite}: {one.part}: {one.num_found} of {one.num_items - one.num_short} items share "
+                f"{LONGEST} words in a row with the {one.text} ({one.share:.1%}; at most {bound:.1%}), e.g. "
+                f"{one.example!r}",
                 "its score would say little: choose other text or another suite, or pass --allow-overlap, which the "
                 "card will show",
             )

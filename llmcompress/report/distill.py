@@ -35,7 +35,7 @@ class CachedPredictions(Part):
     """What was kept of the teachers' predictions in the place of the teachers themselves."""
 
     key: str
-    num_kept: int = Field(description="likeliest tokens kept of each distribution; the mass of all others is exact")
+    num_kept: int = Field(description="top-k tokens kept of each distribution; the mass of all others is exact")
     mean_rest: float = Field(description="mass outside them, mean over the tokens that count")
     largest_rest: float
     reused: bool = Field(description="it was there already")

@@ -40,7 +40,7 @@ class Finetune(Part):
     data_path: str = Field(description="where the data lay, for measurements that come later")
     training: Training
     learning_rate: float
-    heldout_tokens: int = Field(description="learned tokens of the held-out rows")
+    heldout_tokens: int = Field(description="tokens of the held-out rows that the loss is taken over")
     heldout_loss_base: float | None = Field(description="nats per token of the base as it was trained on")
     heldout_loss_start: float | None = Field(description="with the adapter before the first step")
     heldout_loss: float | None = Field(description="with the trained adapter")

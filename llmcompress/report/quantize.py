@@ -42,7 +42,8 @@ class LinearRow(Part):
     )
     error_kind: Literal["output", "weight"] | None = None
     version: Literal["plain", "refined", "aimed"] = Field(
-        default="plain", description="the method's own solution, its refinement, or one aimed at the original's output"
+        default="plain",
+        description="the method's own solution, its refinement, or one that also makes up for the quantized layers before (asymmetric)",
     )
     held_out_error: float | None = Field(
         default=None, description="relative output error on calibration tokens kept from the solver"

@@ -1,4 +1,4 @@
-"""Reports of older versions, brought up to the present one: a table of keys that were renamed, and what fields tell now.
+"""Reports of older versions brought up to this one: a table of the keys renamed, and fields that took a phrase's place.
 
 version 1   keys in the words of the first edition: licence, survival, overlaps …
 version 2   license, adapter_retention, contamination …; `kernels` in place of a phrase in engine_note

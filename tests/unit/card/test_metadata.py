@@ -89,8 +89,8 @@ def test_the_written_card_loads_as_a_model_card(tmp_path: Path) -> None:
     [
         ({"licence": "MIT"}, {"license": "mit"}),
         (
-            {"licence": "My Licence 2", "licence_link": "https://example.org/l"},
-            {"license": "other", "license_name": "my-licence-2", "license_link": "https://example.org/l"},
+            {"licence": "Acme Terms 2", "licence_link": "https://example.org/l"},
+            {"license": "other", "license_name": "acme-terms-2", "license_link": "https://example.org/l"},
         ),
         (
             {"licence": "other", "licence_name": "acme", "licence_link": "LICENSE.md", "revision": None},
