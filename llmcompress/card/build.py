@@ -24,7 +24,7 @@ from llmcompress.card.metadata import as_text, front_matter, problems
 from llmcompress.card.public import last_part, public
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.files import write_atomic
-from llmcompress.report import FOLDER, CardFields, RunReport, numerals
+from llmcompress.report import FOLDER, RunReport, numerals
 
 if TYPE_CHECKING:
     import jinja2
@@ -34,18 +34,12 @@ FIGURES = {name: f"{FOLDER}/figures/{name}.png" for name in ("scores", "errors",
 _FENCE = re.compile(r"(^(`{3,})[^\n]*\n.*?^\2$)", flags=re.M | re.S)
 
 
-def write_card(folder: Path, fields: CardFields | None = None) -> Path:
+def write_card(folder: Path) -> Path:
     """Draw `folder`/README.md and its figures from the report in `folder`; returns the card's path.
-
-    fields: what the user declares for the card; it goes into the report. None: what the report holds already.
 
     Raises: LLMCompressError when there is no report of this version, or it holds metadata that the Hub refuses.
     """
-    report = RunReport.load(folder)
-    if fields is not None and fields != report.card:
-        report.card = fields
-        report.save(folder)
-    report = public(report)
+    report = public(RunReport.load(folder))
     front = front_matter(report)
     raise_all([LLMCompressError(f"{folder}: front matter of its card: {problem}") for problem in problems(front)])
     trained = report.distillation or report.finetune

@@ -10,7 +10,7 @@ from llmcompress.report.part import Part
 class CardFields(Part):
     """What the user declares for the card where the checkpoint that went in does not say it. Written by card."""
 
-    title: str | None = Field(default=None, description="Title; by default the base and what became of it.")
-    base_model: str | None = Field(default=None, description="Hub id of the base, for one read from a folder.")
-    license: str | None = Field(default=None, description="License of the checkpoint, in the Hub's spelling.")
-    tags: list[str] = Field(default=[], description="Tags beside those of the layout and the method.")
+    title: str | None = None
+    base_model: str | None = Field(default=None, description="Hub id")
+    license: str | None = None
+    tags: list[str] = []

@@ -43,7 +43,7 @@ class LinearRow(Part):
     error_kind: Literal["output", "weight"] | None = None
     version: Literal["plain", "refined", "aimed"] = Field(
         default="plain",
-        description="the method's own solution, its refinement, or one that also makes up for the quantized layers before (asymmetric)",
+        description="the method's own solution, its refinement, or the asymmetric one",
     )
     held_out_error: float | None = Field(
         default=None, description="relative output error on calibration tokens kept from the solver"

@@ -7,15 +7,17 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
 from llmcompress.card.build import write_card
+from llmcompress.card.stages import Card, CardSettings
 from llmcompress.card.view import placeholder, title
 from llmcompress.errors import LLMCompressError
-from llmcompress.report import CardFields, Check, Finding, Measurement, RunReport, Speed, StageRow
+from llmcompress.report import Check, Finding, Measurement, RunReport, Speed, StageRow
 from tests.unit.card.sample_report import SECRET, full_report, minimal_report
 
 LAYOUTS = ("gptq", "compressed_tensors", "bitsandbytes")
@@ -329,14 +331,25 @@ def test_the_title_is_the_base_and_its_scheme(tmp_path: Path) -> None:
     assert draw(full_report(), tmp_path).split("---\n", 2)[2].strip().startswith("# base-model W4A16\n")
 
 
-def test_what_the_user_declares_goes_into_the_report_and_onto_the_card(tmp_path: Path) -> None:
-    full_report(local=True).save(tmp_path)
-    fields = CardFields(title="My model", base_model="org/base", license="mit", tags=["legal"])
-    card = write_card(tmp_path, fields).read_text()
-    assert RunReport.load(tmp_path).card == fields and write_card(tmp_path).read_text() == card
-    for part in ("# My model", "base_model: org/base", "license: mit", "- legal", "](https://huggingface.co/org/base)"):
-        assert part in card
-    assert "The base is not linked" not in card
+def test_what_the_user_declares_goes_into_the_report_and_stays(tmp_path: Path) -> None:
+    report = full_report(local=True)
+    report.output = report.output and report.output.model_copy(update={"files": {}})
+    report.save(tmp_path)
+    declared = {"title": "My model", "base_model": "org/base", "license": "mit", "tags": ["legal"]}
+    work = SimpleNamespace(report=report, out=tmp_path)
+    for settings in (declared, {}):
+        Card().run(CardSettings.model_validate(settings), work)  # type: ignore[arg-type]
+        card = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert RunReport.load(tmp_path).card.model_dump() == declared
+        for part in (
+            "# My model",
+            "base_model: org/base",
+            "license: mit",
+            "- legal",
+            "(https://huggingface.co/org/base)",
+        ):
+            assert part in card
+        assert "The base is not linked" not in card
 
 
 def test_what_was_lost_most_leads(tmp_path: Path) -> None:
