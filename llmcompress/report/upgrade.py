@@ -13,7 +13,7 @@ RENAMED: dict[str, dict[str, str]] = {
     "source": {"licence": "license", "licence_name": "license_name", "licence_link": "license_link"},
     "calibration": {"licence": "license"},
     "linears": {"stem": "tensor_prefix", "version": "solution"},
-    "work": {"form": "schedule", "num_worse": "num_worse_than_plain", "ideal_flops_per_s": "matmul_flops_per_s"},
+    "work": {"form": "schedule", "ideal_flops_per_s": "matmul_flops_per_s"},
     "finetune": {"kept_full": "full_precision_linears", "heldout_loss_start": "heldout_loss_initial"},
     "finetune.data": {"num_learned": "num_loss_tokens", "heldout_also_trained": "num_heldout_in_training"},
     "finetune.data.rejected": {"places": "locations"},
