@@ -1,33 +1,37 @@
 """The model card: `report.json` in, `README.md` and its figures out.
 
-    report.json ─> public ─┬─> front matter ─┐
-                           ├─> sections ─────┼─> README.md
-                           └─> figures ──────┘   llmcompress/figures/*.png
+    report.json ─> public ─┬─> metadata ───────────> front matter ─┐
+                           ├─> view ─> card.md.j2 ─> body ─────────┼─> README.md
+                           └─> figures ────────────────────────────┘   llmcompress/figures/*.png
 
 Nothing else is read and nothing is measured here, so the same report gives the same bytes on any machine.
 """
 
 from __future__ import annotations
 
-import os
+import json
+import re
+import shlex
+from functools import cache, partial
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from llmcompress.card import evidence, sections, speed
+import yaml
+
+from llmcompress.card import markdown, view
 from llmcompress.card.figures import draw_errors, draw_scores, draw_training
-from llmcompress.card.frontmatter import as_text, front_matter, problems
-from llmcompress.card.glance import glance
-from llmcompress.card.kind import KINDS, kind_of_card
-from llmcompress.card.limitations import limits
-from llmcompress.card.public import public
-from llmcompress.card.running import how_to_run
+from llmcompress.card.metadata import as_text, front_matter, problems
+from llmcompress.card.public import last_part, public
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.report import FOLDER, RunReport
+from llmcompress.files import write_atomic
+from llmcompress.report import FOLDER, RunReport, numerals
+
+if TYPE_CHECKING:
+    import jinja2
 
 CARD = "README.md"
-FIGURES = f"{FOLDER}/figures"
-SCORES, ERRORS = f"{FIGURES}/scores.png", f"{FIGURES}/errors.png"
-
-TRAINING = f"{FIGURES}/training.png"
+FIGURES = {name: f"{FOLDER}/figures/{name}.png" for name in ("scores", "errors", "training")}
+_FENCE = re.compile(r"(^(`{3,})[^\n]*\n.*?^\2$)", flags=re.M | re.S)
 
 
 def write_card(folder: Path) -> Path:
@@ -36,48 +40,54 @@ def write_card(folder: Path) -> Path:
     Raises: LLMCompressError when there is no report of this version, or it holds metadata that the Hub refuses.
     """
     report = public(RunReport.load(folder))
-    name = model_name(folder, report)
-    front = front_matter(report, name)
+    front = front_matter(report)
     raise_all([LLMCompressError(f"{folder}: front matter of its card: {problem}") for problem in problems(front)])
-    scores = draw_scores(report.evaluations, folder / SCORES)
-    errors = draw_errors(report.linears, folder / ERRORS)
     trained = report.distillation or report.finetune
-    training = draw_training(trained, folder / TRAINING) if trained else None
-    if training is None:
-        (folder / TRAINING).unlink(missing_ok=True)
-    for path in {folder / SCORES, folder / ERRORS} - {scores, errors}:
-        path.unlink(missing_ok=True)
-    body = card_text(report, name, SCORES if scores else None, ERRORS if errors else None)
-    scratch = folder / f".{CARD}.tmp"
-    scratch.write_text(as_text(front) + "\n" + body, encoding="utf-8", newline="\n")
-    os.replace(scratch, folder / CARD)
-    return folder / CARD
+    drawn = {
+        "scores": draw_scores(report.evaluations, folder / FIGURES["scores"]),
+        "errors": draw_errors(report.linears, folder / FIGURES["errors"]),
+        "training": draw_training(trained, folder / FIGURES["training"]) if trained else None,
+    }
+    for name, path in drawn.items():
+        if path is None:
+            (folder / FIGURES[name]).unlink(missing_ok=True)
+    body = card_text(report, {name: FIGURES[name] for name, path in drawn.items() if path})
+    return write_atomic(folder / CARD, f"{as_text(front)}\n{body}")
 
 
-def model_name(folder: Path, report: RunReport) -> str:
-    """What the card calls the checkpoint: its folder, with the run's name before that of a layout (OUT/gptq)."""
-    whole = folder.resolve()
-    if report.output and whole.name == report.output.format and whole.parent.name:
-        return f"{whole.parent.name}-{whole.name}"
-    return whole.name or "model"
+def card_text(report: RunReport, figures: dict[str, str]) -> str:
+    """The card below its front matter; figures: name -> path, those that were drawn."""
+    rendered = _environment().get_template("card.md.j2").render(view.view(report, figures))
+    outside, fence = 0, 1  # of each match: text before it, then the fence and its ticks
+    parts = _FENCE.split(rendered)
+    thinned = [re.sub(r"\n{3,}", "\n\n", part) for part in parts[outside::3]]
+    fences = [*parts[fence::3], ""]
+    return "".join(part for pair in zip(thinned, fences, strict=True) for part in pair).strip() + "\n"
 
 
-def card_text(report: RunReport, name: str, scores: str | None, errors: str | None) -> str:
-    """The card below its front matter; `scores` and `errors` are the figures' paths, None for one not drawn."""
-    kind = kind_of_card(report)
-    parts = [
-        sections.headline(report, name, kind.sentence(report) if kind else ""),
-        glance(report),
-        how_to_run(report, name),
-        sections.how_much_smaller(report),
-        speed.speed(report),
-        sections.what_it_lost(report, scores),
-        *(part for one in KINDS for part in one.sections(report)),
-        evidence.calibration(report),
-        evidence.linears(report, errors),
-        evidence.checks(report),
-        evidence.recipe(report),
-        evidence.environment(report),
-        limits(report),
-    ]
-    return "\n\n".join(part for part in parts if part) + "\n"
+@cache
+def _environment() -> jinja2.Environment:
+    """Markdown's environment: nothing is escaped but by the filters `text` and `code`; an unknown name is an error."""
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+    )
+    environment.filters |= {name: getattr(markdown, name) for name in ("text", "code")}
+    environment.filters |= {
+        name: getattr(numerals, name) for name in ("count", "fixed", "percent", "significant", "size")
+    }
+    environment.filters |= {
+        "fenced": lambda content, language: markdown.fenced(language, content),
+        "last_part": last_part,
+        "quoted": partial(json.dumps, ensure_ascii=False),
+        "shell": shlex.quote,
+        "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, width=120),
+    }
+    environment.globals |= {name: getattr(view, name) for name in ("ADAPTERS", "CLASSES", "LOSSES", "RUNNABLE")}
+    environment.globals["table"] = markdown.table
+    return environment

@@ -49,10 +49,5 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[
     return "\n".join(f"| {' | '.join(row)} |" for row in (header, rule, *rows))
 
 
-def section(title: str, *paragraphs: str) -> str:
-    """A second-level section of the paragraphs that are not empty."""
-    return "\n\n".join([f"## {title}", *(paragraph for paragraph in paragraphs if paragraph)])
-
-
 def _one_line(value: str) -> str:
     return " ".join(value.split())

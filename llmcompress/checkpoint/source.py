@@ -29,3 +29,11 @@ def source_metadata(folder: Path) -> dict[str, Any]:
         "pipeline_tag": front.get("pipeline_tag"),
     }
     return {key: value for key, value in found.items() if isinstance(value, (str, list)) and value}
+
+
+def has_chat_template(folder: Path) -> bool:
+    """Whether the tokenizer in `folder` says how a chat is laid out."""
+    if any((folder / name).exists() for name in ("chat_template.jinja", "chat_template.json")):
+        return True
+    config = folder / "tokenizer_config.json"
+    return config.is_file() and b'"chat_template"' in config.read_bytes()

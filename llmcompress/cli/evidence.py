@@ -34,13 +34,13 @@ def evaluate(
     as_json: Json = False,
 ) -> int:
     """Compare a checkpoint with its baseline on the same items, and redraw its card."""
-    from llmcompress.pipeline.output import ours
+    from llmcompress.report import is_ours
 
     folder = local_folder(model, trust_remote_code)
     settings = {"suite": suite, "baseline": baseline, "engine": engine, "limit": limit, "batch_size": batch_size}
     settings["allow_overlap"] = allow_overlap or None
     stages: list[dict[str, Any]] = [{"evaluate": given(settings)}]
-    if ours(folder):
+    if is_ours(folder):
         source = head_of(folder) | {"seed": seed}
         return run_stages(source | {"stages": [*stages, {"card": {}}]}, None, as_json, fresh=fresh)
     if baseline is None:
@@ -106,12 +106,11 @@ def compare(
 ) -> int:
     """Set several compressed versions of one base side by side, out of their reports."""
     from llmcompress.card.compare import compare as compared
-    from llmcompress.card.compare import plots, rows
+    from llmcompress.card.compare import page, plots, rows
     from llmcompress.cli.catalogue import table
 
     found = compared(folders)
     if html or figure:
-        from llmcompress.card.compare_page import page
         from llmcompress.card.figures import draw_pareto
 
         with tempfile.TemporaryDirectory() as scratch:

@@ -41,14 +41,14 @@ def _verdicts(folder: Path, engine: str | None, trust_remote_code: bool) -> list
     from llmcompress.checkpoint.reader import Checkpoint
     from llmcompress.config.recipe import Recipe
     from llmcompress.console import console
-    from llmcompress.pipeline.output import ours
     from llmcompress.pipeline.run import run
+    from llmcompress.report import is_ours
     from llmcompress.verify.check import CheckSettings
     from llmcompress.verify.check import check as check_engines
 
     settings = given({"engine": engine})
     checkpoint = Checkpoint.open(folder, trust_remote_code=trust_remote_code)
-    if not ours(folder):
+    if not is_ours(folder):
         return check_engines(checkpoint, CheckSettings(**settings))
     recipe = Recipe.of(head_of(folder) | {"stages": [{"check": settings}, {"card": {}}]})
     found = next(iter(run(recipe, console(), fresh=True).values())).engines

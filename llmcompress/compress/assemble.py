@@ -11,7 +11,7 @@ from pathlib import Path
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.source import source_metadata
+from llmcompress.checkpoint.source import has_chat_template, source_metadata
 from llmcompress.checkpoint.tensors import StoredTensor, torch_dtype
 from llmcompress.checkpoint.tokenizer import side_files
 from llmcompress.checkpoint.writer import give_name, write_shards
@@ -40,6 +40,7 @@ def describe_source(source: Checkpoint, model: nn.Module) -> Source:
         dtype=str(torch_dtype(dtype)).removeprefix("torch."),
         num_parameters=sum(prod(tensor.shape) for tensor in source.stored.values() if tensor.dtype in FLOATS),
         weights_bytes=sum(tensor.num_bytes for tensor in source.stored.values()),
+        chat_template=has_chat_template(source.folder),
         **source_metadata(source.folder),
     )
 

@@ -10,7 +10,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from pathlib import Path
 import torch
 
 from llmcompress.checkpoint.tensors import TensorFiles
+from llmcompress.files import write_atomic
 from llmcompress.report import LinearRow, Tuning
 
 
@@ -63,7 +63,7 @@ class Workspace:
 
     def finish_tuning(self, tuning: Tuning) -> None:
         """Say that the tuned layers are complete."""
-        _write_whole(self.folder / "tuning", tuning.model_dump_json().encode())
+        write_atomic(self.folder / "tuning", tuning.model_dump_json().encode())
 
     def finished_rows(self, layer: int) -> list[LinearRow] | None:
         """The rows of a finished layer, or None when it is still to do."""
@@ -81,9 +81,9 @@ class Workspace:
 
         for format, tensors in packed.items():
             contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-            _write_whole(self.layer_file(layer, format, tuned), save(contiguous))
+            write_atomic(self.layer_file(layer, format, tuned), save(contiguous))
         text = json.dumps([row.model_dump() for row in rows])
-        _write_whole(self.layer_file(layer, "json", tuned), text.encode())
+        write_atomic(self.layer_file(layer, "json", tuned), text.encode())
 
     def packed(self, layers: Sequence[int], format: str) -> TensorFiles:
         """The packed tensors of finished layers, where they lie."""
@@ -92,12 +92,3 @@ class Workspace:
     def discard(self) -> None:
         """Remove everything."""
         shutil.rmtree(self.folder, ignore_errors=True)
-
-
-def _write_whole(path: Path, data: bytes) -> None:
-    scratch = path.with_name(path.name + ".tmp")
-    with scratch.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(scratch, path)

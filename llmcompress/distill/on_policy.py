@@ -24,7 +24,7 @@ from llmcompress.distill.rows import Row, Rows
 from llmcompress.distill.settings import DistillSettings, OnPolicySettings
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.models.tasks import Task
-from llmcompress.report.training import OnPolicy, Training
+from llmcompress.report import OnPolicy, Training
 from llmcompress.training.on_policy import OwnText, numbered, own_text_engine, require_trl, untouched
 from llmcompress.training.trainer import train
 

@@ -30,7 +30,7 @@ from llmcompress.distill.settings import ATTENTION, HIDDEN, DistillSettings
 from llmcompress.distill.teachers import Cached, Online, PredictionSource, Teacher
 from llmcompress.models.loading import best_device
 from llmcompress.models.vocabulary import SharedVocabulary
-from llmcompress.report.training import CachedPredictions
+from llmcompress.report import CachedPredictions
 
 CHUNK_BYTES = 1 << 30
 

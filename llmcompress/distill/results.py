@@ -33,7 +33,7 @@ from llmcompress.distill.settings import DistillSettings
 from llmcompress.distill.student import Fit, Student
 from llmcompress.distill.teachers import Predictions, PredictionSource, Teacher, pooled
 from llmcompress.models.tasks import Task
-from llmcompress.report.training import Distillation, DistillScore, DistillTeacher, GridTraining, OnPolicy, Training
+from llmcompress.report import Distillation, DistillScore, DistillTeacher, GridTraining, OnPolicy, Training
 
 METRICS = (
     ("perplexity", "nll", False),

@@ -44,8 +44,7 @@ from llmcompress.models.blocks import is_transposed
 from llmcompress.models.loading import best_device
 from llmcompress.models.tasks import Task, pooling_of
 from llmcompress.models.vocabulary import need_rows, num_embeddings, tokenizer_place
-from llmcompress.report import Check, RunReport, Training
-from llmcompress.report.training import GridTraining, OnPolicy
+from llmcompress.report import Check, GridTraining, OnPolicy, RunReport, Training
 from llmcompress.seed import derive
 from llmcompress.training.trainer import train
 

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -24,6 +23,7 @@ from llmcompress.console import Progress
 from llmcompress.evaluate import engines
 from llmcompress.evaluate.harness import ReadyTask, TaskRun, run_task
 from llmcompress.evaluate.results import mismatch
+from llmcompress.files import write_atomic
 from llmcompress.models.loading import best_device, compute_dtype
 
 VARIABLE = "LLMCOMPRESS_CACHE"
@@ -138,14 +138,7 @@ class BaselineCache:
         body = run.model_dump_json().encode()
         checksum = hashlib.sha256(body).hexdigest().encode()
         try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            descriptor, scratch = tempfile.mkstemp(dir=self.folder, suffix=".tmp")
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(checksum + b"\n" + body)
-                Path(scratch).replace(self._path(key))
-            finally:
-                Path(scratch).unlink(missing_ok=True)
+            write_atomic(self._path(key), checksum + b"\n" + body)
         except OSError as error:
             self.message(f"{self.folder}: the baseline's results are not cached ({error.strerror})")
 

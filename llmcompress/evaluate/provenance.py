@@ -30,7 +30,7 @@ from llmcompress.data.examples import data_digest
 from llmcompress.data.settings import DataSettings
 from llmcompress.data.sources import read_rows
 from llmcompress.errors import LLMCompressError
-from llmcompress.report import FILE, FOLDER, RunReport, TrainingData
+from llmcompress.report import RunReport, TrainingData, is_ours
 
 TRAINING = ("finetune", "distill")
 """Stages whose `data` a model was trained on."""
@@ -87,7 +87,7 @@ def _texts(report: RunReport, consent: Consent, seen: set[Path]) -> Iterator[Tex
 def _behind(name: str, kind: str | None, consent: Consent, seen: set[Path]) -> Iterator[Text]:
     """The texts that `name` was made with; `kind` says what is missing where that should be known and is not."""
     folder = Path(name).expanduser()
-    if (folder / FOLDER / FILE).is_file():
+    if is_ours(folder):
         if folder.resolve() not in seen:
             seen.add(folder.resolve())
             yield from _texts(RunReport.load(folder), consent, seen)

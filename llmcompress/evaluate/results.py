@@ -8,6 +8,7 @@ Shapes: N items or rows.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from pathlib import Path
@@ -29,6 +30,7 @@ from llmcompress.evaluate.statistics import (
 from llmcompress.evaluate.suite import TaskEntry, TextEntry
 from llmcompress.evaluate.text import RowFigures, TextFigures
 from llmcompress.evaluate.text_metrics import TEXT_METRICS, TextMetric
+from llmcompress.files import write_atomic
 from llmcompress.report import TaskResult, TextFigure, TextResult
 
 
@@ -60,6 +62,7 @@ def task_result(entry: TaskEntry, task: ReadyTask, before: TaskRun, after: TaskR
         metric=entry.metric,
         num_fewshot=entry.num_fewshot,
         num_items=len(after_N),
+        items_sha256=hashlib.sha256("".join(item.digest for item in after.items).encode()).hexdigest(),
         baseline=score(before_N),
         compressed=score(after_N),
         difference=float((after_N - before_N).mean()),
@@ -132,7 +135,4 @@ def write_samples(path: Path, before: TaskRun, after: TaskRun) -> None:
         }
         for left, right in zip(before.items, after.items, strict=True)
     ]
-    path.parent.mkdir(parents=True, exist_ok=True)
-    scratch = path.with_suffix(".tmp")
-    scratch.write_text("".join(json.dumps(line) + "\n" for line in lines), encoding="utf-8")
-    scratch.replace(path)
+    write_atomic(path, "".join(json.dumps(line) + "\n" for line in lines))

@@ -9,6 +9,7 @@ Everything that can be wrong with a suite is found before the first item runs: n
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -29,7 +30,7 @@ from llmcompress.evaluate.statistics import overall
 from llmcompress.evaluate.suite import Suite, TaskEntry, TextEntry, load_suite
 from llmcompress.evaluate.text_metrics import text_metric
 from llmcompress.models.vocabulary import VocabularySide, shared_vocabulary
-from llmcompress.report import FILE, FOLDER, Evaluation, Overlap, RunReport, TaskResult, TextResult
+from llmcompress.report import Evaluation, Overlap, RunReport, TaskResult, TextResult, is_ours
 
 if TYPE_CHECKING:
     import torch
@@ -90,6 +91,7 @@ def evaluate(
         baseline_cached=bool(task_rows) and not base.num_computed,
         engine=compressed.engine,
         engine_note=compressed.note,
+        kernels=compressed.kernels,
         device=compressed.device,
         dtype=compressed.dtype,
         seed=seed,
@@ -115,7 +117,7 @@ def _overlaps(
 
     Raises: LLMCompressError where one is above the bound and that was not allowed.
     """
-    if not (checkpoint / FOLDER / FILE).is_file():
+    if not is_ours(checkpoint):
         return []
     progress.message("looking for the suite's items in the text that the checkpoint was made with")
     parts: dict[str, list[str]] = {}
@@ -226,4 +228,5 @@ def _evaluate_text(entry: TextEntry, rows_NS: torch.Tensor, compressed: engines.
     at_once = text.rows_at_once(base.batch_size, entry.seq_len, widest)
     with base.progress.step(f"held-out text {entry.name}", total=len(rows_NS)) as step:
         figures = text.compare_rows(baseline.logits, compressed.logits, rows_NS, at_once, step.advance, entries)
-    return results.text_result(entry, figures, base.seed, entries)
+    known = {"tokens_sha256": hashlib.sha256(rows_NS.numpy().tobytes()).hexdigest()}
+    return results.text_result(entry, figures, base.seed, entries).model_copy(update=known)

@@ -31,7 +31,7 @@ from llmcompress.finetune.update import Update, merged_weight
 from llmcompress.formats.base import FORMATS
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import is_transposed
-from llmcompress.report import FILE, FOLDER, Finetune, LinearRow, RunReport
+from llmcompress.report import Finetune, LinearRow, RunReport, is_ours
 
 RESIZED = "{} tokens were added for it: give the checkpoint with its embedding resized"
 
@@ -122,7 +122,7 @@ def plan_merge(source: Checkpoint, references: Sequence[AdapterRef], onto: str, 
 
 def trained_on(folder: Path) -> Finetune | None:
     """What the report of an adapter of ours says of its training; None for one that we did not make."""
-    return RunReport.load(folder).finetune if _ours(folder) else None
+    return RunReport.load(folder).finetune if is_ours(folder) else None
 
 
 def open_target(source: Checkpoint, trained: Finetune | None, onto: str) -> tuple[Target, str]:
@@ -251,16 +251,12 @@ def _target(source: Checkpoint, plan: BasePlan) -> Target:
 def _rows(source: Checkpoint, plan: BasePlan) -> list[LinearRow]:
     if not plan.stored:
         return []
-    if not _ours(source.folder):
+    if not is_ours(source.folder):
         raise LLMCompressError(
             f"{source.name}: is NF4 and was not written by llmcompress, so its codes are not known here",
             "merge onto the full-precision checkpoint that it was made from",
         )
     return RunReport.load(source.folder).linears
-
-
-def _ours(folder: Path) -> bool:
-    return (folder / FOLDER / FILE).is_file()
 
 
 def _data_of(adapters: Sequence[Adapter]) -> DataSettings | None:

@@ -12,6 +12,7 @@ from typing import Any, Literal, Self
 from llmcompress import __version__
 from llmcompress.config.recipe import Recipe, as_yaml
 from llmcompress.config.stage import Step, rank, sha256, stage
+from llmcompress.files import write_atomic
 from llmcompress.report import FOLDER, RunReport, StageRow, environment
 
 
@@ -36,8 +37,7 @@ def new_report(recipe: Recipe) -> RunReport:
 
 def save(report: RunReport, folder: Path) -> None:
     """Write the report of an output folder, and beside it the recipe that it holds."""
-    (folder / FOLDER).mkdir(parents=True, exist_ok=True)
-    (folder / FOLDER / "recipe.yaml").write_text(as_yaml(report.recipe), encoding="utf-8")
+    write_atomic(folder / FOLDER / "recipe.yaml", as_yaml(report.recipe))
     report.save(folder)
 
 

@@ -14,17 +14,12 @@ from typing import Any
 
 from llmcompress.config.stage import Step, stage
 from llmcompress.errors import LLMCompressError
-from llmcompress.report import FILE, FOLDER, RunReport
+from llmcompress.report import RunReport, is_ours
 
 
 def stage_folder(out: Path, name: str, key: str) -> Path:
     """Where a stage that is not the last one writes; the name holds the key, so other work goes elsewhere."""
     return out.parent / f".{out.name}.stages" / f"{name}-{key[:16]}"
-
-
-def ours(folder: Path) -> bool:
-    """Whether a checkpoint of ours lies in `folder`."""
-    return (folder / FOLDER / FILE).is_file()
 
 
 def refuse_foreign(out: Path) -> None:
@@ -34,7 +29,7 @@ def refuse_foreign(out: Path) -> None:
     """
     if out.exists() and not out.is_dir():
         raise LLMCompressError(f"{out}: is a file; the output is a folder", "choose another output")
-    if out.is_dir() and not ours(out) and not all(ours(entry) for entry in out.iterdir()):
+    if out.is_dir() and not is_ours(out) and not all(is_ours(entry) for entry in out.iterdir()):
         raise LLMCompressError(f"{out}: exists and was not written by llmcompress", "choose another output")
 
 
@@ -54,7 +49,7 @@ def refuse_other_recipe(out: Path, step: Step, key: str, recipe: dict[str, Any])
     Raises: LLMCompressError that says what differs.
     """
     for folder in [out, *(sorted(out.iterdir()) if out.is_dir() else [])]:
-        if not ours(folder):
+        if not is_ours(folder):
             continue
         report = RunReport.load(folder)
         if not any((row.name, row.key) == (step.name, key) for row in report.stages):
@@ -68,7 +63,7 @@ def refuse_other_recipe(out: Path, step: Step, key: str, recipe: dict[str, Any])
 
 def finished(folder: Path, name: str, key: str) -> bool:
     """Whether `folder` holds the work `key` of the stage `name`, with every file of the checkpoint in its size."""
-    if not ours(folder):
+    if not is_ours(folder):
         return False
     report = RunReport.load(folder)
     if not any((row.name, row.key) == (name, key) and row.status != "failed" for row in report.stages):

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import yaml
 
-from llmcompress.card.evalresults import eval_results
+from llmcompress.card.metadata import eval_results
 from llmcompress.card.public import public
-from llmcompress.card.running import placeholder
+from llmcompress.card.view import placeholder
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import FILE, FOLDER, RunReport
 
@@ -44,7 +44,7 @@ class File:
         return not self.name.endswith(NOT_TEXT) and self.num_bytes <= TEXT_BYTES
 
 
-def contents(folder: Path, report: RunReport, model_name: str, repo_id: str) -> list[File]:
+def contents(folder: Path, report: RunReport, repo_id: str) -> list[File]:
     """The files that a push of `folder` to `repo_id` carries, in the order of their names.
 
     Raises: LLMCompressError for a link that leads out of the folder.
@@ -57,7 +57,7 @@ def contents(folder: Path, report: RunReport, model_name: str, repo_id: str) -> 
     card = folder / CARD
     if card.is_file():
         text = card.read_text(encoding="utf-8")
-        rewritten[CARD] = text.replace(placeholder(model_name), repo_id).encode()
+        rewritten[CARD] = text.replace(placeholder(seen), repo_id).encode()
     rewritten |= {name: text.encode() for name, text in eval_results(report).items()}
     found = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.is_file()}
     kept = {name: path for name, path in found.items() if not _hidden(name) and not name.endswith(".tmp")}

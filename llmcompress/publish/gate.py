@@ -19,7 +19,7 @@ from pathlib import Path
 
 import yaml
 
-from llmcompress.card.frontmatter import problems as front_matter_problems
+from llmcompress.card.metadata import problems as front_matter_problems
 from llmcompress.card.public import local_paths
 from llmcompress.errors import LLMCompressError
 from llmcompress.publish.contents import CARD, File

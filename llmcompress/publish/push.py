@@ -10,7 +10,6 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from llmcompress.card.build import model_name
 from llmcompress.checkpoint.hub import Pushed
 from llmcompress.checkpoint.hub import push as push_files
 from llmcompress.errors import LLMCompressError, raise_all
@@ -43,7 +42,7 @@ def plan(folder: Path, repo_id: str, *, public: bool) -> Plan:
     if not REPO_ID.fullmatch(repo_id):
         raise LLMCompressError(f"{repo_id}: no repository name; it must be USER/NAME or ORGANISATION/NAME")
     report = RunReport.load(folder)
-    files = contents(folder, report, model_name(folder, report), repo_id)
+    files = contents(folder, report, repo_id)
     return Plan(repo_id, files, inspect(folder, report, files, public=public))
 
 

@@ -15,7 +15,7 @@ import pytest
 from tests.architecture.sources import ROOT, sources
 
 LAYERS = (
-    {"errors"},
+    {"errors", "files"},
     {"__init__", "config", "console", "distributed", "memory", "registry", "report", "resources", "seed"},
     {"checkpoint", "data", "models", "training"},
     {"scheme"},

@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from llmcompress.card.kinds import adapter as adapter_kind
-from llmcompress.card.kinds import merged as merged_kind
+from llmcompress.card.build import card_text
 from llmcompress.card.public import public
+from llmcompress.card.view import kind
 from llmcompress.config.recipe import Recipe, as_yaml
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
@@ -58,21 +58,23 @@ def test_the_whole_chain(model: Path, rows: Path, tmp_path: Path) -> None:  # no
     assert changed.finetune == report.finetune
 
     shown = public(report)
-    text = "\n\n".join([*adapter_kind.ENTRY.sections(shown), *merged_kind.ENTRY.sections(shown)])
+    text = card_text(shown, {})
     assert str(tmp_path) not in text and "How it was fine-tuned" in text
-    assert "What quantizing left of the adapter" in text and "closer" in text
-    assert merged_kind.ENTRY.facts(shown) and not adapter_kind.ENTRY.owns(shown) and not merged_kind.ENTRY.owns(shown)
+    assert "What quantizing kept of the adapter" in text and "closer" in text
+    assert "| **of the adapter kept** |" in text and kind(shown) == "quantized"
 
 
 def test_an_adapter_alone_has_a_card_and_a_figure(model: Path, rows: Path, tmp_path: Path) -> None:  # noqa: F811
     out = tmp_path / "adapter"
     report = run(recipe(model, out, rows, {"card": {}}, adapter="adalora"), Silent())[out]
     assert (out / "README.md").is_file() and (out / "llmcompress" / "figures" / "training.png").is_file()
-    shown = public(report)
-    assert adapter_kind.ENTRY.owns(shown) and adapter_kind.ENTRY.relation == "adapter"
-    text = "\n".join(adapter_kind.ENTRY.sections(shown))
     card = (out / "README.md").read_text()
-    assert "average rank 4" in text and "PeftModel.from_pretrained" in card and str(tmp_path) not in card
+    assert (
+        kind(report) == "adapter"
+        and "average rank 4" in card
+        and "PeftModel.from_pretrained" in card
+        and str(tmp_path) not in card
+    )
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,36 @@ from typing import Any
 
 from llmcompress.evaluate.statistics import mcnemar_p
 from llmcompress.report import (
+    ADAPTER,
+    PLAIN,
+    AdapterModule,
     Calibration,
     Check,
+    CurvePoint,
+    Distillation,
+    DistillScore,
+    DistillTeacher,
     EngineVerdict,
     Environment,
     Evaluation,
     Finding,
+    Finetune,
     LinearRow,
+    Merge,
+    MergedAdapter,
+    MergedLinear,
     Output,
+    RejectedRows,
     RunReport,
     Score,
     Source,
     StageRow,
+    Survival,
+    SurvivalRow,
     TaskResult,
     TextResult,
+    Training,
+    TrainingData,
 )
 
 KINDS = {
@@ -276,3 +292,90 @@ def evaluation(chance: random.Random) -> Evaluation:
         verdict="fail",
         seconds=93.2,
     )
+
+
+def training_data() -> TrainingData:
+    """Rows of a file."""
+    return TrainingData(
+        source="train.jsonl", sha256="0" * 64, kind="text", chat_template=False, loss_on="all", seq_len=128,
+        packing=False, num_examples=10, num_rows=10, num_heldout=2, num_tokens=900, num_learned=890,
+        heldout_also_trained=0, rejected=[RejectedRows(reason="too long", count=3, places=["train.jsonl:4"])],
+    )  # fmt: skip
+
+
+def student() -> RunReport:
+    """A causal student of one teacher, as plain weights."""
+    report = full_report()
+    assert report.output is not None
+    report.distillation = Distillation(
+        kind="causal",
+        teachers=[DistillTeacher(name="/home/me/big", identity="1" * 64, num_parameters=4000, share=1.0)],
+        combine="probabilities",
+        student="cut from big: layers 0, 2 of 4",
+        student_parameters=2500,
+        losses={"forward_kl": 1.0, "hidden_mse": 0.5},
+        temperature=2.0,
+        layer_maps=["0:1,1:3"],
+        num_heldout=321,
+        scores=[
+            DistillScore(metric="perplexity", higher_is_better=False, teacher=10.0, before=90.25, after=12.5),
+            DistillScore(metric="KL to the teacher", higher_is_better=False, teacher=None, before=2.0, after=0.25),
+        ],
+        teacher_rows_per_s=100.0,
+        student_rows_per_s=180.0,
+        data=training_data(),
+        training=Training(steps=7, epochs=1, effective_batch=8, trained_parameters=2500, seconds=1.0),
+        notes=["teacher and student have 152064 and 151936 rows of logits"],
+    )
+    report.linears = []
+    report.output = report.output.model_copy(update={"format": PLAIN, "quantized_parameters": 0})
+    return report
+
+
+def adapter() -> RunReport:
+    """A QLoRA adapter beside its base."""
+    report = full_report()
+    assert report.output is not None
+    curve = [CurvePoint(step=step, loss=2.0 / step, learning_rate=1e-4) for step in (1, 2, 3)]
+    report.finetune = Finetune(
+        adapter="qlora", base="some-org/base-model", base_identity=IDENTITY, base_weights="nf4", double_quant=True,
+        kept_full={"model.layers.0.mlp.down_proj": "its width is no multiple of 64"}, compute_dtype="bfloat16",
+        init="default", rank=8, alpha=16.0, dropout=0.0, dora=False, rslora=True,
+        modules=[AdapterModule(name="model.layers.0.self_attn.q_proj", shape=(256, 256), rank=8)],
+        data=training_data(), data_path="/home/somebody/train.jsonl", learning_rate=2e-4, heldout_tokens=1234,
+        training=Training(steps=3, epochs=1, effective_batch=8, trained_parameters=4096, seconds=1.0, curve=curve),
+        heldout_loss_base=2.5, heldout_loss_start=2.5, heldout_loss=1.25,
+    )  # fmt: skip
+    report.linears, report.calibration, report.engines = [], None, []
+    report.checks.append(Check(name="reload", passed=True, detail="loaded by PEFT"))
+    report.output = report.output.model_copy(update={"format": ADAPTER, "quantized_parameters": 0})
+    return report
+
+
+def merged(quantized: bool = False) -> RunReport:
+    """That adapter merged into its base, and quantized if asked for."""
+    report = full_report("compressed_tensors")
+    assert report.output is not None
+    report.finetune = adapter().finetune
+    name = "model.layers.0.self_attn.q_proj"
+    report.merge = Merge(
+        onto="dequantized",
+        adapters=[
+            MergedAdapter(
+                path="/home/somebody/adapter", weight=1.0, kind="LORA", dora=False, sha256="ab" * 32, base_is_this=True
+            )
+        ],
+        linears=[MergedLinear(name=name, rank=8, relative_update=0.02, excess=0.5)],
+        round_tripped=1,
+        heldout_tokens=640,
+        kl_dequantized=0.001,
+        kl_original=0.004,
+        closer="dequantized",
+    )
+    if quantized:
+        rows = [SurvivalRow(name=name, kept=3.16, kept_rtn=-2.17)]
+        report.survival = Survival(linears=rows, kept=0.87, kept_rtn=0.61, heldout_tokens=640, kl=0.02, kl_rtn=0.05)
+    else:
+        report.linears, report.calibration = [], None
+        report.output = report.output.model_copy(update={"format": PLAIN, "quantized_parameters": 0})
+    return report

@@ -7,14 +7,17 @@ import json
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from markdown_it import MarkdownIt
 from markdown_it.token import Token
 
-from llmcompress.card.build import model_name, write_card
+from llmcompress.card.build import write_card
+from llmcompress.card.stages import Card, CardSettings
+from llmcompress.card.view import placeholder, title
 from llmcompress.errors import LLMCompressError
-from llmcompress.report import Check, Finding, RunReport, StageRow
+from llmcompress.report import Check, Finding, Measurement, RunReport, Speed, StageRow
 from tests.unit.card.sample_report import SECRET, full_report, minimal_report
 
 LAYOUTS = ("gptq", "compressed_tensors", "bitsandbytes")
@@ -76,7 +79,9 @@ def derived(report: RunReport) -> Iterator[float]:
     for row in report.evaluations[0].texts:
         yield from (row.compressed_perplexity / row.baseline_perplexity, 100 * row.top1_agreement)
     for size in (source.weights_bytes, output.weights_bytes, *(row.peak_memory_bytes for row in report.stages)):
-        yield size / 1e6
+        yield from (size / 1e6, size / 1e3)
+    for task in report.evaluations[0].tasks:
+        yield from (100 * one for one in (task.difference, *task.interval, task.baseline.value, task.compressed.value))
     yield float(len(report.linears))
     outcomes = [row.outcome for row in report.linears]
     yield from map(float, map(outcomes.count, outcomes))
@@ -88,6 +93,8 @@ def derived(report: RunReport) -> Iterator[float]:
     yield sum((row.mcnemar_p or 1) < 0.05 for row in report.evaluations[0].tasks)
     yield from (len(report.evaluations[0].tasks), sum(check.passed for check in report.checks), len(report.checks))
     yield 95.0  # the level of the intervals
+    yield from (0.01, 1.0)  # "0.01 means that 1 % of the output's energy is error"
+    yield from (13.0, 100.0)  # words of a run that counts as seen
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -197,18 +204,14 @@ def test_failures_are_limits(tmp_path: Path) -> None:
 def test_an_engine_that_was_not_there_is_a_limit(tmp_path: Path) -> None:
     report = full_report("gptq")
     why = "optimum and GPTQModel are not installed"
-    report.checks.append(Check(name="engine", passed=True, ran=False, detail=f"not loaded by its own engine: {why}"))
-    for one in report.evaluations:
-        one.engine_note = f"our dequantized weights: {why}"
+    report.checks.append(Check(name="engine", passed=True, ran=False, detail=why))
+    report.evaluations[0].kernels = "dequantized"
     limits = draw(report, tmp_path).split("## Limits")[1]
-    assert f"Its packed weights were not loaded by its own engine: {why}." in limits
-    assert "those of its dequantized weights: an engine's own kernels round otherwise" in limits
-    report.checks.pop()
-    for one in report.evaluations:
-        one.engine_note = "the engine's own kernels on the packed weights"
-    assert "those of its dequantized" not in draw(report, tmp_path) and "packed weights were" not in draw(
-        report, tmp_path
-    )
+    assert f"Check `engine` was not run: {why}." in limits
+    assert "The scores of `tiny` are those of its dequantized weights" in limits
+    report.evaluations[0].kernels = "native"
+    report.evaluations[0].engine_note = "our dequantized weights"
+    assert "are those of its dequantized" not in draw(report, tmp_path), "the field decides, not the words of the note"
 
 
 def test_every_exception_is_named_with_its_reason(tmp_path: Path) -> None:
@@ -222,13 +225,13 @@ def test_every_exception_is_named_with_its_reason(tmp_path: Path) -> None:
         "its Hessian is singular",
     ]
     assert rows[2][0] == "`lm_head`"
-    assert rows[2][3:] == ["left as it was", "outside the decoder layers"]
+    assert rows[2][3:] == ["not quantized", "outside the decoder layers"]
 
 
 def test_another_baseline_than_the_original_is_said(tmp_path: Path) -> None:
     report = full_report()
     report.evaluations[0] = report.evaluations[0].model_copy(update={"baseline": "e" * 64})
-    assert "Base is **not** the original" in draw(report, tmp_path)
+    assert "Base is **not** the checkpoint named above" in draw(report, tmp_path)
 
 
 def test_a_suite_without_budgets_has_no_verdict(tmp_path: Path) -> None:
@@ -270,7 +273,8 @@ def test_odd_names_keep_tables_whole(tmp_path: Path) -> None:
     report.checks[0] = report.checks[0].model_copy(update={"name": odd, "detail": odd})
     report.recipe["stages"][0]["quantize"]["ignore"] = ["```", odd]
     plain = draw(full_report(), tmp_path / "plain")
-    card = draw(report, tmp_path / "odd|na`me")
+    report.card.title = "odd|na`me"
+    card = draw(report, tmp_path / "odd")
     shape = [(len(rows), {len(row) for row in rows}) for rows in tables(card) if rows[0][0] != "task"]
     expected = [(len(rows), {len(row) for row in rows}) for rows in tables(plain) if rows[0][0] != "task"]
     assert shape == expected
@@ -283,7 +287,8 @@ def test_odd_names_keep_tables_whole(tmp_path: Path) -> None:
 def test_loading_code_is_code(tmp_path: Path, layout: str) -> None:
     report = full_report(layout)
     report.recipe["trust_remote_code"] = True
-    card = draw(report, tmp_path / 'we ird"name')
+    report.card.title = 'we ird"name'
+    card = draw(report, tmp_path)
     blocks = {token.info: token.content for token in tokens(card) if token.type == "fence"}
     ast.parse(blocks["python"])
     assert "trust_remote_code=True" in blocks["python"]
@@ -291,7 +296,7 @@ def test_loading_code_is_code(tmp_path: Path, layout: str) -> None:
     packages = {"gptq": "optimum gptqmodel", "compressed_tensors": "compressed-tensors", "bitsandbytes": "bitsandbytes"}
     assert f"accelerate {packages[layout]}\n" in card
     assert ("vllm serve USER/we-ird-name --trust-remote-code" in card) == (layout != "bitsandbytes")
-    assert ("**vLLM 0.33.0** (by its loader's rules)" in card) == (layout != "bitsandbytes")
+    assert ("**vLLM 0.33.0** (by the rules of its loader)" in card) == (layout != "bitsandbytes")
     assert ("- vLLM 0.33.0: no loader any more" in card) == (layout == "bitsandbytes")
 
 
@@ -310,7 +315,7 @@ def test_an_engine_that_was_loaded_says_so_and_stands_first(tmp_path: Path) -> N
     report = full_report("compressed_tensors")
     report.checks.append(Check(name="engine", passed=True, detail="compared"))
     section = draw(report, tmp_path).split("## How to run it")[1].split("## ")[0]
-    assert "**transformers 5.23.0** (loaded here, and what it computes was compared)" in section
+    assert "**transformers 5.23.0** (loaded and compared, on this machine)" in section
     assert section.index("transformers 5.23.0") < section.index("vLLM 0.33.0")
 
 
@@ -321,9 +326,68 @@ def test_a_check_that_could_not_be_run_is_neither_passed_nor_failed(tmp_path: Pa
     assert "| engine | not run | not installed |" in card and "not run: engine" in card.split("## ")[0]
 
 
-def test_a_layout_folder_is_called_after_its_run(tmp_path: Path) -> None:
-    assert model_name(tmp_path / "tiny" / "gptq", full_report("gptq")) == "tiny-gptq"
-    assert model_name(tmp_path / "tiny" / "gptq", full_report("bitsandbytes")) == "gptq"
+def test_the_title_is_the_base_and_its_scheme(tmp_path: Path) -> None:
+    assert title(full_report("gptq")) == "base-model W4A16" and placeholder(full_report()) == "USER/base-model-W4A16"
+    assert title(full_report("bitsandbytes", local=True)) == "base-model NF4"
+    assert title(minimal_report()) == "Model"
+    assert draw(full_report(), tmp_path).split("---\n", 2)[2].strip().startswith("# base-model W4A16\n")
+
+
+def test_what_the_user_declares_goes_into_the_report_and_stays(tmp_path: Path) -> None:
+    report = full_report(local=True)
+    report.output = report.output and report.output.model_copy(update={"files": {}})
+    report.save(tmp_path)
+    declared = {"title": "My model", "base_model": "org/base", "license": "mit", "tags": ["legal"]}
+    work = SimpleNamespace(report=report, out=tmp_path)
+    for settings in (declared, {}):
+        Card().run(CardSettings.model_validate(settings), work)  # type: ignore[arg-type]
+        card = (tmp_path / "README.md").read_text(encoding="utf-8")
+        assert RunReport.load(tmp_path).card.model_dump() == declared
+        for part in (
+            "# My model",
+            "base_model: org/base",
+            "license: mit",
+            "- legal",
+            "(https://huggingface.co/org/base)",
+        ):
+            assert part in card
+        assert "The base is not linked" not in card
+
+
+def test_what_was_lost_most_leads(tmp_path: Path) -> None:
+    report = full_report()
+    text = report.evaluations[0].texts[0]
+    top = draw(report, tmp_path).split("## ")[0]
+    assert top.index("**`tiny_facts` acc") < top.index("`heldout` perplexity")
+    text.baseline_perplexity, text.compressed_perplexity = 26.87, 32.11
+    lost = next(line for line in draw(report, tmp_path).splitlines() if line.startswith("| **lost**"))
+    assert lost.startswith("| **lost** (`tiny`) | **`heldout` perplexity 26.87 to 32.11 (1.20 x)**; `tiny_facts` acc 9")
+    assert "-4.6 points [-6.5, -2.7]" in lost
+
+
+def test_a_chat_model_is_shown_a_chat(tmp_path: Path) -> None:
+    report = full_report("compressed_tensors")
+    assert report.source is not None and "Once upon a time" in draw(report, tmp_path)
+    report.source.chat_template = True
+    card = draw(report, tmp_path)
+    assert '[{"role": "user", "content": ' in card and "Once upon" not in card
+
+
+def test_models_measured_in_different_dtypes_say_so_at_once(tmp_path: Path) -> None:
+    report = full_report()
+    common = {"engine": "transformers", "engine_note": "-", "device": "cpu", "load_s": 1.0}
+    common |= {"memory_before_bytes": 1, "peak_memory_bytes": 2}
+    speeds = {"prefill_tokens_per_s": [1.0], "decode_tokens_per_s": [2.0]}
+    rows = [
+        Speed.model_validate(common | speeds | {"model": model, "dtype": dtype})
+        for model, dtype in (("baseline", "float32"), ("compressed", "bfloat16"))
+    ]
+    report.speed = Measurement(
+        baseline="b", prompt_tokens=1, new_tokens=1, batch_size=1, num_threads=1, hardware="a CPU", rows=rows
+    )
+    assert "**dtype float32 against bfloat16: the base against this checkpoint**" in draw(report, tmp_path)
+    rows[0].dtype = "bfloat16"
+    assert "against bfloat16" not in draw(report, tmp_path)
 
 
 def test_a_folder_without_a_report_is_refused(tmp_path: Path) -> None:

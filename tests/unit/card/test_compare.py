@@ -7,11 +7,11 @@ import re
 from collections.abc import Callable
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from llmcompress.card.compare import compare, plots, rows
-from llmcompress.card.compare_page import page
+from llmcompress.card.compare import compare, page, plots, rows
 from llmcompress.card.figures import draw_pareto
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import RunReport
@@ -48,7 +48,7 @@ def test_cells_are_the_reports_figures(versions: Callable[..., list[Path]]) -> N
     report = RunReport.load(folders[0])
     row = rows(compare(folders))[0]
     task, text = report.evaluations[0].tasks[0], report.evaluations[0].texts[0]
-    assert row["version"] == "v0" and row["MB"] == "1.00"
+    assert row["version"] == "v0" and row["size"] == "1.00 MB"
     assert row[f"{task.task} {task.metric} {task.num_fewshot}-shot"].startswith(
         f"{task.compressed.value:.4f} ({task.difference:+.4f}"
     )
@@ -106,6 +106,55 @@ def test_other_bases_and_single_versions_are_refused(versions: Callable[..., lis
         compare(folders)
     with pytest.raises(LLMCompressError, match="not found"):
         compare([folders[0], tmp_path / "none"])
+
+
+@pytest.mark.parametrize(
+    ("changes", "differs"),
+    [
+        ({"num_tokens": 4080}, "tokens 4080"),
+        ({"tokens_sha256": "b" * 64}, "digest of the tokens bbbbbbbbbbbb"),
+        ({"baseline_perplexity": 26.06}, "perplexity of the base 26.06"),
+    ],
+)
+def test_a_text_that_was_measured_otherwise_is_not_compared(
+    versions: Callable[..., list[Path]], changes: dict[str, Any], differs: str
+) -> None:
+    folders = versions((1, 0.1), (2, 0.2))
+    for folder, update in zip(folders, ({"tokens_sha256": "a" * 64}, changes), strict=True):
+        report = RunReport.load(folder)
+        report.evaluations[0].texts = [report.evaluations[0].texts[0].model_copy(update=update)]
+        report.evaluations[0].tasks = []
+        report.save(folder)
+    found = compare(folders)
+    name = found.texts[0]
+    assert found.text is None and [one.kl for one in found.versions] == [None, None]
+    assert [one.beaten_by for one in found.versions] == [None, None]
+    assert rows(found)[1][f"KL {name}"] == f"not comparable: {differs}"
+    assert not any(points for _, points in plots(found)) and "not comparable" in page(found, None)
+
+
+@pytest.mark.parametrize("changes", [{"dtype": "bfloat16"}, {"kernels": "dequantized"}, {"harness": "lm-eval 0.4.9"}])
+def test_another_arithmetic_is_not_compared(versions: Callable[..., list[Path]], changes: dict[str, str]) -> None:
+    folders = versions((1, 0.1), (2, 0.2))
+    report = RunReport.load(folders[1])
+    report.evaluations[0] = report.evaluations[0].model_copy(update=changes)
+    report.save(folders[1])
+    found = compare(folders)
+    assert set(found.differing) == {*found.tasks, *found.texts} and found.versions[0].score is None
+    assert all(next(iter(changes)) in way for ways in found.differing.values() for way in ways)
+
+
+def test_fewer_items_of_one_task_leave_the_others_comparable(versions: Callable[..., list[Path]]) -> None:
+    folders = versions((1, 0.1), (2, 0.2))
+    report = RunReport.load(folders[1])
+    report.evaluations[0].tasks[0].num_items = 4
+    report.save(folders[1])
+    found = compare(folders)
+    assert list(found.differing) == [
+        name for name in found.tasks if name.startswith(report.evaluations[0].tasks[0].task)
+    ]
+    assert found.versions[0].score is not None and found.text is not None
+    assert rows(found)[0][next(iter(found.differing))] == "not comparable: items 500"
 
 
 class Links(HTMLParser):

@@ -62,8 +62,8 @@ def test_allowed_overlap_is_in_the_report_and_on_the_card(
     found = {row.part: row for row in evaluation.overlaps}
     assert evaluation.overlap_allowed and found["words"].share and found["words"].share > 0.5
     assert found["choose"].num_items == found["choose"].num_short == 12
-    card = card_text(report, "out", None, None)
-    assert "items of `words`**, which was allowed" in card and "Seen before? " in card
+    card = card_text(report, {})
+    assert "items of `words`**, which was allowed" in card and "Contamination: " in card
 
 
 def test_other_text_passes(calibrated: Callable[..., Recipe]) -> None:
@@ -151,13 +151,13 @@ def test_rows_that_it_was_trained_on_are_refused_and_shown_where_that_was_allowe
     card = (folder / "README.md").read_text()
     assert f"**The {stage} data train.jsonl holds" in card and "which was allowed" in card
     assert not card_problems(card)
-    sent = {file.name: file.content() for file in contents(folder, report, folder.name, "me/repository")}
+    sent = {file.name: file.content() for file in contents(folder, report, "me/repository")}
     assert b"USER/" not in sent["README.md"]
     if make is finetuned:
         assert b'PeftModel.from_pretrained(base, "me/repository")' in sent["README.md"]
-        assert "PEFT, on its base (loaded and compared)" in card and "How much smaller" not in card
+        assert "PEFT, on its base (loaded and compared)" in card and "## Size" not in card
     if make in (finetuned, merged):
-        assert "Calibration text" not in card and "## Beside its base" in card
+        assert "Calibration set" not in card and "## Against its base" in card
     if make is one_recipe:
         assert found["calibration set training data"].num_found > 0
 

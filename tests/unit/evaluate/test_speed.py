@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.card.speed import decode_ratio, speed
+from llmcompress.card.build import card_text
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
@@ -73,10 +73,9 @@ def test_the_card_shows_medians_with_their_spread() -> None:
         hardware="a processor",
         rows=rows,
     )
-    said = speed(report)
+    said = card_text(report, {})
     assert "| prefill, tokens/s | 100 [90, 300] | 50 [40, 60] | 0.50 x |" in said
     assert "| decode, tokens/s | 15 [10, 20] | 45 [30, 60] | 3.00 x |" in said
-    assert "a processor, 2 threads: one" in said and "base (the original)" in said
-    assert decode_ratio(report) == 3
+    assert "a processor, 2 threads: one" in said and "another checkpoint" not in said and "decode 3.00 x" in said
     report.speed = None
-    assert speed(report) == "" and decode_ratio(report) is None
+    assert "## Speed" not in card_text(report, {})

@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from llmcompress.card.evalresults import Benchmark, eval_results
-from llmcompress.card.frontmatter import as_text
+from llmcompress.card.metadata import Benchmark, as_text, eval_results
 from llmcompress.errors import LLMCompressError
 from llmcompress.publish.gate import card_problems
 from llmcompress.publish.push import plan, push

@@ -10,7 +10,7 @@ import yaml
 from huggingface_hub import ModelCard, ModelCardData
 
 from llmcompress.card.build import write_card
-from llmcompress.card.frontmatter import as_text, front_matter, problems
+from llmcompress.card.metadata import as_text, front_matter, problems
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import RunReport
 from tests.unit.card.sample_report import full_report, minimal_report
@@ -23,20 +23,20 @@ def with_source(**changes: Any) -> RunReport:
 
 
 def test_says_what_the_hub_reads() -> None:
-    front = front_matter(full_report("compressed_tensors"), "tiny-w4")
+    front = front_matter(full_report("compressed_tensors"))
     assert front["base_model"] == "some-org/base-model"
     assert front["base_model_relation"] == "quantized"
     assert front["library_name"] == "transformers"
     assert front["pipeline_tag"] == "text-generation"
     assert front["license"] == "apache-2.0"
     assert front["language"] == ["en", "no"]
-    assert front["tags"] == ["llmcompress", "quantized", "compressed-tensors", "4-bit", "int4", "gptq"]
-    assert front_matter(full_report("bitsandbytes"), "n")["tags"][2:] == ["bitsandbytes", "4-bit", "nf4", "gptq"]
+    assert front["tags"] == ["llmcompress", "quantized", "compressed-tensors", "4-bit", "int4", "gptq", "w4a16"]
+    assert front_matter(full_report("bitsandbytes"))["tags"][2:] == ["bitsandbytes", "4-bit", "nf4", "gptq"]
 
 
 @pytest.mark.parametrize("report", [full_report(), full_report(local=True), minimal_report()])
 def test_parses_to_itself_and_has_no_problem(report: RunReport) -> None:
-    front = front_matter(report, 'odd: "name" #1')
+    front = front_matter(report)
     head, body, rest = as_text(front).split("---\n")
     assert (head, rest) == ("", "")
     assert yaml.safe_load(body) == front
@@ -44,15 +44,15 @@ def test_parses_to_itself_and_has_no_problem(report: RunReport) -> None:
 
 
 def test_unknown_fields_are_absent() -> None:
-    assert set(front_matter(minimal_report(), "x")) == {"library_name", "pipeline_tag", "tags"}
-    assert not {"base_model", "base_model_relation"} & set(front_matter(full_report(local=True), "x"))
-    assert "license" not in front_matter(with_source(licence=None), "x")
+    assert set(front_matter(minimal_report())) == {"library_name", "pipeline_tag", "tags"}
+    assert not {"base_model", "base_model_relation"} & set(front_matter(full_report(local=True)))
+    assert "license" not in front_matter(with_source(licence=None))
 
 
 def test_model_index_round_trips_through_huggingface_hub() -> None:
-    front = front_matter(full_report(), "tiny-w4")
+    front = front_matter(full_report())
     data = ModelCardData(**front)
-    assert data.model_name == "tiny-w4"
+    assert data.model_name == "base-model W4A16"
     assert [(one.dataset_type, one.metric_type) for one in data.eval_results or []] == [
         ("tiny_agreement", "acc"),
         ("tiny_facts", "acc"),
@@ -69,7 +69,7 @@ def test_shots_on_one_split_do_not_collapse() -> None:
     first = report.evaluations[0].tasks[0]
     shots = [first, first.model_copy(update={"num_fewshot": 5})]
     report.evaluations[0] = report.evaluations[0].model_copy(update={"tasks": shots})
-    front = front_matter(report, "x")
+    front = front_matter(report)
     results = ModelCardData(**front).eval_results or []
     assert [one.metric_args["num_fewshot"] for one in results[:2] if one.metric_args] == [0, 5]
     assert ModelCardData(**front).to_dict() == front
@@ -80,7 +80,7 @@ def test_the_written_card_loads_as_a_model_card(tmp_path: Path) -> None:
     report.save(tmp_path)
     card = ModelCard.load(write_card(tmp_path))
     assert card.data.base_model == "some-org/base-model"
-    assert card.data.model_name == tmp_path.name
+    assert card.data.model_name == "base-model W4A16"
     assert card.text.lstrip().startswith("# ")
 
 
@@ -89,8 +89,8 @@ def test_the_written_card_loads_as_a_model_card(tmp_path: Path) -> None:
     [
         ({"licence": "MIT"}, {"license": "mit"}),
         (
-            {"licence": "My Licence 2", "licence_link": "https://example.org/l"},
-            {"license": "other", "license_name": "my-licence-2", "license_link": "https://example.org/l"},
+            {"licence": "Acme Terms 2", "licence_link": "https://example.org/l"},
+            {"license": "other", "license_name": "acme-terms-2", "license_link": "https://example.org/l"},
         ),
         (
             {"licence": "other", "licence_name": "acme", "licence_link": "LICENSE.md", "revision": None},
@@ -107,7 +107,7 @@ def test_the_written_card_loads_as_a_model_card(tmp_path: Path) -> None:
     ],
 )
 def test_licence_in_the_hubs_spelling(changes: dict[str, Any], expected: dict[str, str]) -> None:
-    front = front_matter(with_source(**changes), "x")
+    front = front_matter(with_source(**changes))
     assert {key: value for key, value in front.items() if key.startswith("license")} == expected
     assert problems(front) == []
 
@@ -152,7 +152,7 @@ def test_what_the_hub_refuses_is_found(front: dict[str, Any], said: str) -> None
 
 
 def test_a_language_that_is_no_code_is_left_out() -> None:
-    assert "language" not in front_matter(with_source(languages=["English", "zh-CN"]), "x")
+    assert "language" not in front_matter(with_source(languages=["English", "zh-CN"]))
 
 
 def test_bad_metadata_is_refused_before_anything_is_written(tmp_path: Path) -> None:

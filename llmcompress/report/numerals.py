@@ -81,11 +81,14 @@ def count(number: int) -> str:
 
 
 def size(num_bytes: int) -> str:
-    """Exact bytes, and the same in a unit one can think in.
+    """Bytes to three digits in the decimal unit that one can think in.
 
-    >>> size(6714368), size(512)
-    ('6,714,368 bytes (6.71 MB)', '512 bytes')
+    >>> size(6714368), size(512), size(999_999), size(14_483_464_192)
+    ('6.71 MB', '512 bytes', '1.00 MB', '14.5 GB')
     """
-    exponent = next((power for power in (4, 3, 2, 1) if num_bytes >= 1000**power), 0)
-    exact = f"{count(num_bytes)} bytes"
-    return exact if not exponent else f"{exact} ({num_bytes / 1000**exponent:.2f} {' kMGT'[exponent]}B)"
+    if num_bytes < 1000:
+        return f"{num_bytes} bytes"
+    value, unit = num_bytes / 1000, 0
+    while value >= 999.5 and unit < 3:
+        value, unit = value / 1000, unit + 1
+    return f"{value:.{2 if value < 9.995 else 1 if value < 99.95 else 0}f} {'kMGT'[unit]}B"

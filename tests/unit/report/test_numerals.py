@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from llmcompress.card.numerals import fixed, p_value, percent, places, significant, size
+from llmcompress.report.numerals import fixed, p_value, percent, places, significant, size
 
 
 @pytest.mark.parametrize("seed", range(50))
@@ -31,4 +31,5 @@ def test_edges() -> None:
     assert p_value(0.0001) == "0.0001"
     assert significant(0.0) == "0"
     assert size(0) == "0 bytes"
-    assert size(7_000_000_000) == "7,000,000,000 bytes (7.00 GB)"
+    assert size(7_000_000_000) == "7.00 GB"
+    assert size(999_499) == "999 kB" and size(999_500) == "1.00 MB" and size(5_000_000_000_000) == "5.00 TB"
