@@ -86,3 +86,37 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str | None = None
     near = difflib.get_close_matches(name, names, n=1)
     hint = f"did you mean {near[0]!r}?" if near else None
     return LLMCompressError(f"{prefix}unknown {kind} {name!r}; known: {', '.join(names)}", hint)
+
+
+def shown(text: object, most: int = 80) -> str:
+    """A name or value from a file that somebody else wrote, fit for one line of a terminal: escaped, and cut.
+
+    >>> shown("layer\\x1b[2J\\n.weight")
+    'layer\\\\x1b[2J\\\\n.weight'
+    """
+    start = str(text)[: most + 1]
+    escaped = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in start[:most])
+    return escaped + "…" * (len(start) > most)
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of what an exception says, or its class where it says nothing."""
+    lines = str(error).strip().splitlines()
+    return shown(lines[0], 200) if lines else type(error).__name__
+
+
+@contextmanager
+def third_party(what: str, hint: str | None = None) -> Iterator[None]:
+    """Turn whatever a library raises while it reads what a user gave into one problem; `what` names file and step.
+
+    transformers, tokenizers, datasets, torch and the operating system raise dozens of classes over a broken file, and
+    none of them is a reason for a traceback. The original stays as the cause.
+
+    Raises: LLMCompressError.
+    """
+    try:
+        yield
+    except LLMCompressError:
+        raise
+    except Exception as error:
+        raise LLMCompressError(f"{what} ({type(error).__name__}: {first_line(error)})", hint) from error

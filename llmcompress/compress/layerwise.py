@@ -20,7 +20,7 @@ from pydantic import BaseModel
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tensors import torch_dtype
+from llmcompress.checkpoint.safetensors import torch_dtype
 from llmcompress.compress.assemble import assemble, describe_source
 from llmcompress.compress.block_solver import LayerSolver
 from llmcompress.compress.effort import tuned_layers
@@ -229,7 +229,7 @@ def _weights_dtype(source: Checkpoint, plan_: Plan) -> torch.dtype:
 
 
 def _calibration(source: Checkpoint, settings: QuantizeSettings, seed: int, model: nn.Module) -> CalibrationSet:
-    from llmcompress.checkpoint.tokenizer import load_tokenizer
+    from llmcompress.checkpoint.source import load_tokenizer
 
     return load_calibration(
         CalibrationSpec.choose(settings.calibration, source.name),

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import torch
 
-from llmcompress.checkpoint.tensors import StoredTensor, read_header
+from llmcompress.checkpoint.safetensors import StoredTensor, read_header
 from llmcompress.report import LinearRow, Tuning
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.distill.kinds import Kind, kind_of
 from llmcompress.distill.loading import dense, from_config, is_ours, is_quantized, load
 from llmcompress.distill.mixture import shares

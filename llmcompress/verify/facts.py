@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tensors import StoredTensor
+from llmcompress.checkpoint.safetensors import StoredTensor
 
 FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 """Linears of one parent that engines fuse into one."""
