@@ -99,24 +99,34 @@ def shown(text: object, most: int = 80) -> str:
     return escaped + "…" * (len(start) > most)
 
 
-def first_line(error: BaseException) -> str:
-    """The first line of what an exception says, or its class where it says nothing."""
-    lines = str(error).strip().splitlines()
-    return shown(lines[0], 200) if lines else type(error).__name__
-
-
 @contextmanager
-def third_party(what: str, hint: str | None = None) -> Iterator[None]:
-    """Turn whatever a library raises while it reads what a user gave into one problem; `what` names file and step.
+def third_party(problem: str, hint: str | None = None) -> Iterator[None]:
+    """Whatever a library raises inside becomes one LLMCompressError: `problem`, then its first line in brackets.
 
-    transformers, tokenizers, datasets, torch and the operating system raise dozens of classes over a broken file, and
-    none of them is a reason for a traceback. The original stays as the cause.
+    For calls into others' code on files: what those raise has no common base (a StrictDataclass error, KeyError,
+    ZeroDivisionError, RecursionError and MemoryError have all been seen while a checkpoint is loaded). Ours pass
+    through as they are; `problem` names the file or folder.
 
-    Raises: LLMCompressError.
+    >>> with third_party("model/config.json: not a config"):
+    ...     1 / 0
+    Traceback (most recent call last):
+    llmcompress.errors.LLMCompressError: model/config.json: not a config (ZeroDivisionError: division by zero)
     """
     try:
         yield
     except LLMCompressError:
         raise
     except Exception as error:
-        raise LLMCompressError(f"{what} ({type(error).__name__}: {first_line(error)})", hint) from error
+        if isinstance(error, MemoryError):
+            hint = "there is not enough memory for it"
+        raise LLMCompressError(f"{problem} ({first_line(error)})", hint) from error
+
+
+def first_line(error: BaseException) -> str:
+    """An exception's kind and the first line of its text, at most 300 characters.
+
+    >>> first_line(ValueError("no such rope")), first_line(RecursionError())
+    ('ValueError: no such rope', 'RecursionError')
+    """
+    text = str(error).strip()
+    return f"{type(error).__name__}: {text.splitlines()[0][:300]}" if text else type(error).__name__

@@ -127,9 +127,7 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
     position = 8 + length
     for tensor in sorted(tensors.values(), key=lambda tensor: (tensor.start, tensor.num_bytes)):
         if tensor.start != position:
-            what = (
-                "inside another tensor's bytes" if tensor.start < position else "after bytes that belong to none"
-            )
+            what = "inside another tensor's bytes" if tensor.start < position else "after bytes that belong to none"
             raise _damaged(path, f"tensor {shown(tensor.name)} begins {what}")
         position += tensor.num_bytes
     if position != size:

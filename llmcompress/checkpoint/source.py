@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from llmcompress.checkpoint.files import refuse_outside
 from llmcompress.config.yaml_lines import parse_yaml
+from llmcompress.console import quiet
 from llmcompress.errors import LLMCompressError, third_party
 
 if TYPE_CHECKING:
@@ -21,27 +22,27 @@ MAX_CARD_BYTES = 4 << 20
 MAX_FRONT_MATTER_BYTES = 64 << 10
 
 
-def load_tokenizer(checkpoint: Checkpoint) -> Any:
-    """The checkpoint's tokenizer, as transformers loads it.
+def load_tokenizer(source: Checkpoint | Path, trust_remote_code: bool = False) -> Any:
+    """The tokenizer of a checkpoint or of a folder, as transformers loads it; nothing is fetched.
 
-    Raises: LLMCompressError when the folder has none that transformers can load.
+    trust_remote_code: of a folder; a checkpoint has its own.
+
+    Raises: LLMCompressError when the folder has none that transformers can load, naming the package that it lacks.
     """
     from transformers import AutoTokenizer
 
-    folder = checkpoint.folder
-    only_sentencepiece = (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file()
-    missing = [name for name in ("sentencepiece", "google.protobuf") if not _installed(name)]
-    if only_sentencepiece and missing:
+    folder, name = (source, str(source)) if isinstance(source, Path) else (source.folder, source.name)
+    trust = trust_remote_code if isinstance(source, Path) else source.trust_remote_code
+    missing = [module for module in ("sentencepiece", "google.protobuf") if not _installed(module)]
+    if missing and (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
         raise LLMCompressError(
-            f"{checkpoint.name}: its tokenizer is a SentencePiece file (tokenizer.model, no tokenizer.json), "
+            f"{name}: its tokenizer is a SentencePiece file (tokenizer.model, no tokenizer.json), "
             f"and {' and '.join(missing)} cannot be imported",
             "pip install sentencepiece protobuf",
         )
-    with third_party(
-        f"{checkpoint.name}: its tokenizer cannot be loaded",
-        "calibration and evaluation need tokenizer files beside config.json; --method rtn does not",
-    ):
-        return AutoTokenizer.from_pretrained(folder, trust_remote_code=checkpoint.trust_remote_code)
+    hint = "calibration and evaluation need tokenizer files beside config.json; --method rtn does not"
+    with third_party(f"{name}: its tokenizer cannot be loaded", hint), quiet("transformers"):
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=trust)
 
 
 def _installed(module: str) -> bool:

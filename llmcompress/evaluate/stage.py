@@ -71,7 +71,7 @@ def evaluate(
     """
     began = time.monotonic()
     suite = load_suite(settings.suite)
-    tasks = find_tasks(suite.tasks, suite.task_folders(), str(suite.path))
+    tasks = find_tasks(suite.tasks, suite.task_folders(), str(suite.path), trust_remote_code=baseline.trust_remote_code)
     rows = _rows(suite, checkpoint, baseline)
     overlaps = _overlaps(suite, tasks, checkpoint, settings, progress)
     progress.message(f"loading {checkpoint}")

@@ -77,14 +77,18 @@ class Suite(_Declared):
 
     def task_folders(self) -> list[Path]:
         """Folders that may hold task YAMLs: the bundled ones, then the suite's own where it is not a bundled suite."""
-        bundled = folder("eval") / "tasks"
         own = self._path.parent
-        return [path for path in (bundled, own) if path.is_dir() and path != suites_folder()]
+        return [path for path in (bundled_tasks(), own) if path.is_dir() and path != suites_folder()]
 
 
 def suites_folder() -> Path:
     """Where the bundled suites lie."""
     return folder("eval") / "suites"
+
+
+def bundled_tasks() -> Path:
+    """Where the bundled tasks lie."""
+    return folder("eval") / "tasks"
 
 
 def suite_names() -> list[str]:

@@ -16,7 +16,20 @@ from tests.architecture.sources import ROOT, sources
 
 LAYERS = (
     {"errors"},
-    {"__init__", "config", "console", "distributed", "memory", "registry", "report", "resources", "seed"},
+    {
+        "__init__",
+        "config",
+        "console",
+        "distributed",
+        "files",
+        "memory",
+        "registry",
+        "report",
+        "resources",
+        "seed",
+        "template_worker",
+        "templates",
+    },
     {"checkpoint", "data", "models", "training"},
     {"scheme"},
     {"formats"},
