@@ -151,6 +151,11 @@ def give_name(scratch: Path, out: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def unfinished(out: Path) -> Path:
+    """Where the work on a result lies until it gets its name; see workspace.py."""
+    return out.with_name(f".{out.name}.partial")
+
+
 def set_aside(out: Path) -> Path:
     """Where an earlier result waits while a new one takes its name."""
     return out.with_name(f".{out.name}.old")

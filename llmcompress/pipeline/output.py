@@ -19,8 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from llmcompress.checkpoint.writer import refuse_strangers, result_folders, set_aside
-from llmcompress.compress.workspace import Workspace
+from llmcompress.checkpoint.writer import refuse_strangers, result_folders, set_aside, unfinished
 from llmcompress.config.stage import Step, stage
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import FILE, FOLDER, RunReport
@@ -62,7 +61,7 @@ def claimed(output: str | Path, *, write: bool = True) -> Iterator[Path]:
         if ours(out) or any(ours(folder) for folder in out.glob("*")):
             for left in (
                 set_aside(out),
-                Workspace.of(out).folder,
+                unfinished(out),
                 *out.parent.glob(f".{glob.escape(out.name)}.distill-*"),
             ):
                 shutil.rmtree(left, ignore_errors=True)
