@@ -32,7 +32,7 @@ EXPERTS = re.compile(r"(num|n)_(\w+_)?experts")
 WIDTHS = re.compile(
     r"(\w+_)?(hidden|intermediate|vocab|embedding)_size|(\w+_)?head_dim|n_embd|n_inner|d_model|d_ff|ffn_dim"
 )
-LEAST = {"layers": 256, "experts": 4096, "width": 1 << 22}
+LEAST = {"layers": 256, "experts": 1 << 16, "width": 1 << 22}
 """Up to these nothing is compared: layers may share tensors, experts lie in one, and a size may be a mere default."""
 MOST_NESTED = 4
 

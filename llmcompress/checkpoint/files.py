@@ -10,11 +10,12 @@ first, and must lie in the folder, or, for a snapshot in the Hub's cache, among 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from llmcompress.errors import LLMCompressError, shown
+from llmcompress.errors import LLMCompressError, first_line, shown
 
 MAX_JSON_BYTES = 64 << 20
 MAX_NAME_BYTES = 255
@@ -28,15 +29,14 @@ def read_json(path: Path, rule: str = "", *, unique_keys: bool = False) -> dict[
     Raises: LLMCompressError when the file is missing, unreadable, too large, not JSON, nested too deeply, or not an
     object.
     """
-    if not path.is_file():
-        raise LLMCompressError(f"{path}: not found" + (f"; {rule}" if rule else ""))
-    try:
+    with readable(str(path)):
+        if not path.is_file():
+            raise LLMCompressError(f"{path}: not found" + (f"; {rule}" if rule else ""))
         size = path.stat().st_size
         if size > MAX_JSON_BYTES:
             raise LLMCompressError(f"{path}: {size} bytes, where at most {MAX_JSON_BYTES} are read as JSON")
-        return json_object(path.read_bytes(), str(path), unique_keys=unique_keys)
-    except OSError as error:
-        raise LLMCompressError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from error
+        data = path.read_bytes()
+    return json_object(data, str(path), unique_keys=unique_keys)
 
 
 def json_object(data: bytes, where: str, *, unique_keys: bool = False) -> dict[str, Any]:
@@ -62,6 +62,19 @@ def json_object(data: bytes, where: str, *, unique_keys: bool = False) -> dict[s
     if not isinstance(value, dict):
         raise LLMCompressError(f"{where}: holds a {type(value).__name__}, not an object")
     return value
+
+
+@contextmanager
+def readable(name: str) -> Iterator[None]:
+    """What the system says of a file or folder below `name` (no permission, too many open files) as one problem.
+
+    Raises: LLMCompressError.
+    """
+    try:
+        yield
+    except OSError as error:
+        place = shown(error.filename, 200) if error.filename else name
+        raise LLMCompressError(f"{place}: cannot be read ({error.strerror or first_line(error)})") from error
 
 
 def inside(folder: Path, name: str, where: Path) -> Path:

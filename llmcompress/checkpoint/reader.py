@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.checkpoint.config import config_problems, size_problems
-from llmcompress.checkpoint.files import inside, read_json, refuse_outside
+from llmcompress.checkpoint.files import inside, read_json, readable, refuse_outside
 from llmcompress.checkpoint.hub import fetch
 from llmcompress.checkpoint.safetensors import StoredTensor, read_header, torch_dtype
 from llmcompress.errors import LLMCompressError, raise_all, shown
@@ -62,14 +62,14 @@ class Checkpoint:
         Raises: LLMCompressError for a missing or broken file, a pickle-only checkpoint or one that needs remote code
         (unless allowed), each named.
         """
-        folder, hub_id, commit = _locate(str(name), revision, allow_pickle)
+        with readable(str(name)):
+            folder, hub_id, commit = _locate(str(name), revision, allow_pickle)
+            links = [path for path in folder.iterdir() if path.is_symlink() and not path.name.startswith(".")]
         if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
             raise LLMCompressError(
                 f"{name}: is an adapter, not a model of its own", f"llmcompress merge BASE {name} -o OUT"
             )
-        refuse_outside(
-            folder, [path for path in folder.iterdir() if path.is_symlink() and not path.name.startswith(".")]
-        )
+        refuse_outside(folder, links)
         config = read_json(folder / "config.json", "a checkpoint folder needs one")
         raise_all(config_problems(config, str(folder / "config.json")))
         if "auto_map" in config and not trust_remote_code and not _known_model_type(config.get("model_type")):
@@ -127,7 +127,10 @@ def _locate(name: str, revision: str | None, allow_pickle: bool) -> tuple[Path, 
         if bundled is None:
             raise LLMCompressError(f"{name}: no such checkpoint is bundled", "bundled/tiny is")
         return bundled, None, None
-    folder = Path(name).expanduser()
+    try:
+        folder = Path(name).expanduser()
+    except RuntimeError as error:
+        raise LLMCompressError(f"{name}: no such user", "give the folder's full path") from error
     if folder.is_dir():
         return folder, None, None
     if folder.exists():

@@ -15,7 +15,7 @@ from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.checkpoint.files import json_object
+from llmcompress.checkpoint.files import json_object, readable
 from llmcompress.errors import LLMCompressError, shown
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class StoredTensor:
 
         Raises: LLMCompressError when the file ends early.
         """
-        with self.path.open("rb", buffering=0) as file:
+        with readable(str(self.path)), self.path.open("rb", buffering=0) as file:
             position, end = self.start, self.start + self.num_bytes
             while position < end:
                 data = os.pread(file.fileno(), min(CHUNK_BYTES, end - position), position)
@@ -70,7 +70,7 @@ class StoredTensor:
             return torch.empty(self.shape, dtype=dtype)
         buffer = mmap.mmap(-1, self.num_bytes)
         view, done = memoryview(buffer), 0
-        with self.path.open("rb", buffering=0) as file:
+        with readable(str(self.path)), self.path.open("rb", buffering=0) as file:
             while done < self.num_bytes:
                 got = os.preadv(file.fileno(), [view[done : done + CHUNK_BYTES]], self.start + done)
                 if not got:
@@ -109,17 +109,15 @@ def read_header(path: Path) -> dict[str, StoredTensor]:
 
     Raises: LLMCompressError naming the file, the tensor, the value and the rule.
     """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if size < 8 or length > size - 8:
-                raise _damaged(path, f"truncated or not a safetensors file ({size} bytes)")
-            if length > MAX_HEADER_BYTES:
-                raise _damaged(path, f"its header would be {length} bytes, where at most {MAX_HEADER_BYTES} are read")
-            header = json_object(file.read(length), f"{path}: safetensors header", unique_keys=True)
-    except OSError as error:
-        raise LLMCompressError(f"{path}: cannot be read ({error.strerror})", "check its permissions") from error
+    with readable(str(path)), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > size - 8:
+            raise _damaged(path, f"truncated or not a safetensors file ({size} bytes)")
+        if length > MAX_HEADER_BYTES:
+            raise _damaged(path, f"its header would be {length} bytes, where at most {MAX_HEADER_BYTES} are read")
+        text = file.read(length)
+    header = json_object(text, f"{path}: safetensors header", unique_keys=True)
     metadata = header.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
         raise _damaged(path, "__metadata__ must map names to text")
