@@ -59,9 +59,10 @@ def test_no_is_norwegian() -> None:
     assert parse_yaml("[no, yes, on, off, n, true, False]", "x") == ["no", "yes", "on", "off", "n", True, False]
 
 
+text = st.text(st.characters(min_codepoint=32, max_codepoint=126), max_size=20)
 plain = st.recursive(
-    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False) | st.text(max_size=20),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),
+    st.none() | st.booleans() | st.integers(-(10**30), 10**30) | st.floats(allow_nan=False) | text,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(text, inner, max_size=4),
     max_leaves=20,
 )
 
