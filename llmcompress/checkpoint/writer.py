@@ -24,10 +24,10 @@ from llmcompress.files import write_atomic
 from llmcompress.report import FILE, FOLDER, PLAIN, Output, RunReport
 
 SHARD_BYTES = 5_000_000_000
-INVENTORY = "files.json"
-"""Beside the report: the names of all files that a folder had when it got its name."""
+INVENTORY = ".files.json"
+"""Beside the report: the names of all files that a folder had when it got its name. Of this machine, never pushed."""
 LATER = re.compile(
-    rf"README\.md|{FOLDER}/({re.escape(FILE)}|{INVENTORY}|recipe\.yaml|figures/[^/]+\.png|samples/[^/]+\.jsonl)"
+    rf"README\.md|{FOLDER}/({re.escape(FILE)}|{re.escape(INVENTORY)}|\.lock|recipe\.yaml|figures/[^/]+\.png|samples/[^/]+\.jsonl)"
     rf"|({FOLDER}/((figures|samples)/)?)?\.?[\w.-]+\.tmp"
 )
 """What stages write into a finished folder: evidence, the card and its figures, and what a killed one left of them."""

@@ -72,7 +72,7 @@ def test_what_somebody_put_into_a_result_is_named_and_kept(name: str, out: Path,
 
 
 def test_a_result_without_an_inventory_holds_what_its_report_lists(out: Path) -> None:
-    (out / FOLDER / "files.json").unlink()
+    (out / FOLDER / ".files.json").unlink()
     with pytest.raises(LLMCompressError, match=r"holds tokenizer\.json"):
         refuse_foreign(out)
     (out / "tokenizer.json").unlink()
@@ -212,6 +212,6 @@ def test_no_moment_of_a_kill_loses_a_result(killed_after: int, out: Path, tmp_pa
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "scratch"), str(out), str(killed_after)], check=False)
     with claimed(out):
         pass
-    files = json.loads((out / FOLDER / "files.json").read_text())["files"]
+    files = json.loads((out / FOLDER / ".files.json").read_text())["files"]
     assert all((out / name).is_file() for name in files) and (out / "tokenizer.json").read_text() in ("", "new")
     assert sorted(path.name for path in tmp_path.iterdir() if path.name != "scratch") == ["out"]
