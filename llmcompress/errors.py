@@ -88,6 +88,17 @@ def unknown(kind: str, name: str, known: Iterable[str], where: str | None = None
     return LLMCompressError(f"{prefix}unknown {kind} {name!r}; known: {', '.join(names)}", hint)
 
 
+def shown(text: object, most: int = 80) -> str:
+    """A name or value from a file that somebody else wrote, fit for one line of a terminal: escaped, and cut.
+
+    >>> shown("layer\\x1b[2J\\n.weight")
+    'layer\\\\x1b[2J\\\\n.weight'
+    """
+    start = str(text)[: most + 1]
+    escaped = "".join(char if char.isprintable() else ascii(char)[1:-1] for char in start[:most])
+    return escaped + "…" * (len(start) > most)
+
+
 @contextmanager
 def third_party(problem: str, hint: str | None = None) -> Iterator[None]:
     """Whatever a library raises inside becomes one LLMCompressError: `problem`, then its first line in brackets.

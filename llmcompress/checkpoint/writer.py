@@ -2,6 +2,7 @@
 
 Tensors arrive as byte streams (copied from the source, or from the file of a finished layer) and flow into shards of
 bounded size; each file's sha256 is taken on the way. The caller fills a temporary folder and renames it at the end.
+Only what a run wrote is ever replaced: an inventory in each result lists it; anything else is refused by name.
 """
 
 from __future__ import annotations
@@ -9,16 +10,27 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from pathlib import Path
 from typing import Protocol
 
-from llmcompress.checkpoint.tensors import DTYPE_BYTES
-from llmcompress.report import PLAIN, Output
+from llmcompress.checkpoint.files import read_json
+from llmcompress.checkpoint.safetensors import DTYPE_BYTES
+from llmcompress.errors import LLMCompressError
+from llmcompress.files import write_atomic
+from llmcompress.report import FILE, FOLDER, PLAIN, Output, RunReport
 
 SHARD_BYTES = 5_000_000_000
+INVENTORY = ".files.json"
+"""Beside the report: the names of all files that a folder had when it got its name. Of this machine, never pushed."""
+LATER = re.compile(
+    rf"README\.md|{FOLDER}/({re.escape(FILE)}|{re.escape(INVENTORY)}|\.lock|recipe\.yaml|figures/[^/]+\.png|samples/[^/]+\.jsonl)"
+    rf"|({FOLDER}/((figures|samples)/)?)?\.?[\w.-]+\.tmp"
+)
+"""What stages write into a finished folder: evidence, the card and its figures, and what a killed one left of them."""
 
 
 class Streamed(Protocol):
@@ -120,16 +132,82 @@ def file_digests(folder: Path, names: Iterable[str]) -> dict[str, str]:
 
 
 def give_name(scratch: Path, out: Path) -> None:
-    """Rename a finished folder to its name; an earlier result of ours steps aside first and is removed last."""
+    """Rename a finished folder to its name; an earlier result of ours steps aside first and is removed last.
+
+    What the folder holds now is written into its inventory, so that a later run knows what it may replace.
+
+    Raises: LLMCompressError when something else lies at `out` (see `refuse_strangers`).
+    """
+    for folder in result_folders(scratch):
+        names = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
+        write_atomic(folder / FOLDER / INVENTORY, json.dumps({"files": names}, indent=1) + "\n")
     out.parent.mkdir(parents=True, exist_ok=True)
-    if not out.exists():
-        os.replace(scratch, out)
-        return
-    old = out.with_name(f".{out.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    os.replace(out, old)
+    old = set_aside(out)
+    if out.is_dir():
+        refuse_strangers(out)
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(out, old)
     os.replace(scratch, out)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def unfinished(out: Path) -> Path:
+    """Where the work on a result lies until it gets its name; see workspace.py."""
+    return out.with_name(f".{out.name}.partial")
+
+
+def set_aside(out: Path) -> Path:
+    """Where an earlier result waits while a new one takes its name."""
+    return out.with_name(f".{out.name}.old")
+
+
+def result_folders(out: Path) -> list[Path]:
+    """The folders below `out` that hold a result of ours: itself, one per layout, or none."""
+    if (out / FOLDER / FILE).is_file():
+        return [out]
+    return sorted(path for path in out.iterdir() if (path / FOLDER / FILE).is_file())
+
+
+def refuse_strangers(out: Path) -> None:
+    """Let pass only a folder that may be replaced whole: one result, or the layouts of one run, and nothing beside.
+
+    Raises: LLMCompressError naming files that no run of ours wrote, or the results of other runs.
+    """
+    results = result_folders(out)
+    if results != [out]:
+        strangers = [path.name for path in out.iterdir() if path not in results]
+        reports = {path.name: RunReport.load(path) for path in results}
+        layouts = all(report.output and report.output.format == name for name, report in reports.items())
+        if not strangers and (not layouts or len({report.created for report in reports.values()}) > 1):
+            raise LLMCompressError(
+                f"{out}: holds the results {', '.join(reports)}, which are not of one run and would all be replaced",
+                "choose another output, for example a folder inside it",
+            )
+    else:
+        strangers = []
+    for folder in results:
+        strangers += _strangers(folder)
+    if strangers:
+        more = f" and {len(strangers) - 3} more" if len(strangers) > 3 else ""
+        raise LLMCompressError(
+            f"{out}: holds {', '.join(sorted(strangers)[:3])}{more}, which llmcompress did not write",
+            "move it elsewhere, or choose another output",
+        )
+
+
+def _strangers(folder: Path) -> list[str]:
+    """The files of a result that neither its inventory nor its report lists, and that no later stage writes."""
+    inventory, report = folder / FOLDER / INVENTORY, RunReport.load(folder)
+    listed = read_json(inventory).get("files") if inventory.is_file() else None
+    names = {name for name in listed if isinstance(name, str)} if isinstance(listed, list) else {"config.json"}
+    names |= report.output.files.keys() if report.output else set()
+    return [
+        name
+        for path in folder.rglob("*")
+        if (path.is_symlink() or not path.is_dir())
+        and (name := path.relative_to(folder).as_posix()) not in names
+        and not LATER.fullmatch(name)
+    ]
 
 
 def _pieces(header: bytes, tensors: Iterable[Streamed]) -> Iterable[bytes]:

@@ -99,7 +99,7 @@ def finetune(
 def _show(recipe: dict[str, Any], overrides: list[str] | None, count: int, as_json: bool) -> int:
     """Print what the first examples become, without training."""
     from llmcompress.checkpoint.reader import Checkpoint
-    from llmcompress.checkpoint.tokenizer import load_tokenizer
+    from llmcompress.checkpoint.source import load_tokenizer
     from llmcompress.config.recipe import Recipe
     from llmcompress.data.examples import load_examples
     from llmcompress.data.preview import as_text, preview

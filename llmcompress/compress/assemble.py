@@ -11,9 +11,8 @@ from pathlib import Path
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.source import has_chat_template, source_metadata
-from llmcompress.checkpoint.tensors import StoredTensor, torch_dtype
-from llmcompress.checkpoint.tokenizer import side_files
+from llmcompress.checkpoint.safetensors import StoredTensor, torch_dtype
+from llmcompress.checkpoint.source import has_chat_template, side_files, source_metadata
 from llmcompress.checkpoint.writer import give_name, write_shards
 from llmcompress.compress.roundtrip import mismatches
 from llmcompress.compress.targets import Targets

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tensors import torch_dtype
+from llmcompress.checkpoint.safetensors import torch_dtype
 from llmcompress.compress.assemble import assemble, describe_source
 from llmcompress.compress.footprint import Footprint, footprint
 from llmcompress.compress.loop import LayerLoop
@@ -107,7 +107,7 @@ def _calibration(
 
     Raises: LLMCompressError for what such a method cannot do.
     """
-    from llmcompress.checkpoint.tokenizer import load_tokenizer
+    from llmcompress.checkpoint.source import load_tokenizer
 
     if not method.needs:
         asked = {"effort max": settings.effort == "max", "asymmetric_calibration": settings.asymmetric_calibration}

@@ -19,7 +19,7 @@ from math import prod
 from typing import Any
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tensors import StoredTensor
+from llmcompress.checkpoint.safetensors import StoredTensor
 from llmcompress.compress.footprint import Footprint, footprint
 from llmcompress.compress.settings import QuantizeSettings
 from llmcompress.compress.targets import Linear, Target, choose

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tensors import TensorFiles
+from llmcompress.checkpoint.safetensors import TensorFiles
 from llmcompress.compress.scheme import Scheme, WeightGrid
 from llmcompress.compress.weight import CompressedWeight, QuantizedWeight
 from llmcompress.errors import LLMCompressError

@@ -105,7 +105,7 @@ class Quantize(Stage):
 
 
 def _training_rows(settings: QuantizeSettings, work: Work) -> CalibrationSet | None:
-    from llmcompress.checkpoint.tokenizer import load_tokenizer
+    from llmcompress.checkpoint.source import load_tokenizer
     from llmcompress.compress.methods.base import METHODS
     from llmcompress.data.calibration import training_calibration
 

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import torch
 
-from llmcompress.checkpoint.tensors import TensorFiles
+from llmcompress.checkpoint.safetensors import TensorFiles
+from llmcompress.checkpoint.writer import unfinished
 from llmcompress.files import write_atomic
 from llmcompress.report import LinearRow, Tuning
 
@@ -43,7 +44,7 @@ class Workspace:
     @classmethod
     def of(cls, out: Path) -> Workspace:
         """The workspace for `out` as another process opened it."""
-        return cls(out.parent / f".{out.name}.partial")
+        return cls(unfinished(out))
 
     @property
     def final(self) -> Path:

@@ -12,10 +12,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import yaml
-
 from llmcompress.config.stage import STAGES, settings_class
-from llmcompress.config.yaml_lines import KeyPath
+from llmcompress.config.yaml_lines import KeyPath, parse_yaml
 from llmcompress.errors import LLMCompressError, unknown
 
 
@@ -42,9 +40,9 @@ def override(
     if not equals or not key:
         raise LLMCompressError(f"{where}: must be key=value", "for example quantize.scheme=W3A16")
     try:
-        value = yaml.safe_load(raw)
-    except yaml.YAMLError as error:
-        raise LLMCompressError(f"{where}: its value is not YAML", "quote what has a special meaning there") from error
+        value = parse_yaml(raw, where)
+    except LLMCompressError as error:
+        raise LLMCompressError(error.message, "quote what has a special meaning in YAML") from error
     first, *rest = key.split(".")
     named = {entry.name: entry for entry in entries}
     if first in fields and not rest:

@@ -22,7 +22,7 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.checkpoint.writer import give_name
 from llmcompress.compress.assemble import describe_source
 from llmcompress.console import Progress

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.distill.cut import student_from
 from llmcompress.distill.layer_map import Pairs, layer_map
 from llmcompress.distill.rows import Rows

@@ -18,8 +18,8 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tensors import read_header, torch_dtype
-from llmcompress.checkpoint.tokenizer import side_files
+from llmcompress.checkpoint.safetensors import read_header, torch_dtype
+from llmcompress.checkpoint.source import side_files
 from llmcompress.checkpoint.writer import plain_output, write_shards
 from llmcompress.compress.roundtrip import unpack_codes
 from llmcompress.console import quiet

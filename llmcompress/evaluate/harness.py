@@ -7,9 +7,12 @@ metrics and a digest over the document and the exact prompts and continuations t
     find_tasks(entries, folders)  ──>  Tasks      built once: data loaded, few-shot examples seeded
     run_task(task, model, tokenizer)  ──>  TaskRun    items with metrics and digests, in the order of the documents
 
-Bundled YAMLs name their data files relative to themselves, which lm-eval would look for in the working directory; they
-are made absolute on the way in. lm-eval's own catalogue (thousands of files) is read only when a task is not found
-among the bundled ones.
+YAMLs beside a suite name their data files relative to themselves, where lm-eval would look in the working directory;
+they are made absolute on the way in. lm-eval's own catalogue (thousands of files) is read only when a task is not found
+beside the suite or among the bundled ones.
+
+lm-eval takes a task YAML for its own code. One that came with a suite is somebody else's: it is read by task_files.py,
+refused where it would run Python, and its templates are rendered in a sandbox, unless remote code is trusted.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -26,10 +30,12 @@ from typing import Any
 from pydantic import BaseModel, ConfigDict
 
 from llmcompress.console import quiet
-from llmcompress.errors import LLMCompressError, raise_all, unknown
-from llmcompress.evaluate.suite import TaskEntry
+from llmcompress.errors import LLMCompressError, collected, raise_all, shown, third_party, unknown
+from llmcompress.evaluate.suite import TaskEntry, bundled_tasks
+from llmcompress.evaluate.task_files import FILE_READERS, TaskFile, TaskFiles, code_problems
+from llmcompress.templates import Renderer
 
-FILE_READERS = ("json", "csv", "parquet", "arrow", "text", "pandas")
+REMOTE = ("https://", "hf://")
 GROUP = "llmcompress"
 
 
@@ -67,6 +73,7 @@ class ReadyTask:
     dataset_split: str | None
     hub_dataset: bool
     digest: str
+    sandboxed: bool = False
 
     def score_key(self, metric: str) -> str:
         """The key of `metric` in an item's scores: with the filter that it names, or the task's first.
@@ -83,25 +90,30 @@ def harness_version() -> str:
     return f"lm-eval {version('lm_eval')}"
 
 
-def find_tasks(entries: Sequence[TaskEntry], folders: Sequence[Path], where: str) -> dict[tuple[str, int], ReadyTask]:
+def find_tasks(
+    entries: Sequence[TaskEntry], folders: Sequence[Path], where: str, *, trust_remote_code: bool = False
+) -> dict[tuple[str, int], ReadyTask]:
     """Load the tasks of a suite, keyed by (task, num_fewshot).
 
+    trust_remote_code: let task YAMLs in `folders` run Python, and render their templates without a sandbox.
+
     Raises: LLMCompressError for every unknown task, group, metric that a task lacks or that is not a mean over items,
-    and for data that cannot be loaded; all at once.
+    for data that cannot be loaded, and for a YAML that would run code without consent; all at once.
     """
     wanted = list(dict.fromkeys((entry.task, entry.num_fewshot) for entry in entries))
     if not wanted:
         return {}
+    ours = [folder for folder in folders if trust_remote_code or folder == bundled_tasks()]
+    theirs = TaskFiles.read([folder for folder in folders if folder not in ours])
     with quiet("lm_eval", "datasets"):
-        catalogue = _catalogue([name for name, _ in wanted], folders)
+        catalogue = _catalogue([name for name, _ in wanted], ours, theirs)
         problems = _name_problems(catalogue, list(dict.fromkeys(name for name, _ in wanted)), where)
-        raise_all(problems)
+        raise_all([*problems, *(theirs.problems if problems else [])])
+        raise_all(_code_problems({name: theirs.tasks[name] for name, _ in wanted if name in theirs.tasks}))
         ready: dict[tuple[str, int], ReadyTask] = {}
         for name, num_fewshot in wanted:
-            try:
-                ready[name, num_fewshot] = _load(catalogue, name, num_fewshot)
-            except LLMCompressError as error:
-                problems.append(error)
+            with collected(problems):
+                ready[name, num_fewshot] = _load(catalogue, name, num_fewshot, theirs.tasks.get(name))
         raise_all(problems)
     raise_all([problem for entry in entries if (problem := _metric_problem(entry, ready, where))])
     return ready
@@ -114,29 +126,44 @@ def run_task(task: ReadyTask, model: Any, tokenizer: Any, limit: int | None, bat
 
     Raises: LLMCompressError when the harness cannot run the task on this model.
     """
-    with quiet("lm_eval", "datasets"):
+    with quiet("lm_eval", "datasets"), third_party(f"task {task.name}: cannot be run"), _templates(task.sandboxed):
         from lm_eval.evaluator import evaluate
         from lm_eval.models.huggingface import HFLM
 
         task.handle.set_fewshot_seed(seed=seed)
         language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
-        try:
-            results = evaluate(
-                lm=language_model, task_dict={"tasks": {task.name: task.handle}}, limit=limit, bootstrap_iters=0
-            )
-        except ValueError as error:
-            raise LLMCompressError(f"task {task.name}: {_first_line(error)}") from error
+        results = evaluate(
+            lm=language_model, task_dict={"tasks": {task.name: task.handle}}, limit=limit, bootstrap_iters=0
+        )
     return TaskRun(task=task.name, items=_items(results["samples"][task.name]))
+
+
+@contextmanager
+def _templates(sandboxed: bool) -> Iterator[None]:
+    """Let lm-eval render the templates of a task that is not its own in a sandbox, as long as the block lasts."""
+    if not sandboxed:
+        yield
+        return
+    from lm_eval import utils
+
+    own = utils.apply_template
+    with Renderer() as renderer:
+        utils.apply_template = renderer.render
+        try:
+            yield
+        finally:
+            utils.apply_template = own
 
 
 def item_texts(task: ReadyTask, limit: int | None) -> list[str]:
     """The first `limit` documents of a task as a reader would meet them: the question with its right answer."""
     handle = task.handle
     found = []
-    for number, document in enumerate(handle.eval_docs):
-        if limit is not None and number >= limit:
-            break
-        found.append(" ".join(part for part in _spoken(handle, document) if isinstance(part, str)))
+    with third_party(f"task {task.name}: its items cannot be read"), _templates(task.sandboxed):
+        for number, document in enumerate(handle.eval_docs):
+            if limit is not None and number >= limit:
+                break
+            found.append(" ".join(part for part in _spoken(handle, document) if isinstance(part, str)))
     return found
 
 
@@ -172,12 +199,29 @@ def _is_number(value: Any) -> bool:
     return not isinstance(value, str) and hasattr(value, "__float__")
 
 
-def _catalogue(names: Sequence[str], folders: Sequence[Path]) -> Any:
+def _catalogue(names: Sequence[str], ours: Sequence[Path], theirs: TaskFiles) -> Any:
+    """lm-eval's index of tasks: those in the folders `ours`, then its own, under those that came with the suite."""
     from lm_eval.tasks import TaskManager
+    from lm_eval.tasks._index import TaskIndex
 
-    paths: list[str | Path] = list(folders)
-    bundled = TaskManager(include_path=paths, include_defaults=False)
-    return bundled if set(names) <= set(bundled.task_index) else TaskManager(include_path=paths)
+    paths: list[str | Path] = list(ours)
+    catalogue = TaskManager(include_path=paths, include_defaults=False)
+    if not set(names) <= {*catalogue.task_index, *theirs.tasks}:
+        catalogue = TaskManager(include_path=paths)
+    for name, file in theirs.tasks.items():
+        catalogue.task_index[name] = TaskIndex.entry_from_config(
+            file.config
+        )  # with its values, so nothing is read again
+    return catalogue
+
+
+def _code_problems(tasks: Mapping[str, TaskFile]) -> list[LLMCompressError]:
+    """What tasks that came with the suite would run beside lm-eval's own code."""
+    from lm_eval.api import metrics, registry
+
+    assert metrics  # its import fills the registries
+    known = set(registry.METRIC_REGISTRY.keys()), set(registry.AGGREGATION_REGISTRY.keys())
+    return [problem for task in tasks.values() for problem in code_problems(task, *known)]
 
 
 def _name_problems(catalogue: Any, names: Sequence[str], where: str) -> list[LLMCompressError]:
@@ -185,7 +229,7 @@ def _name_problems(catalogue: Any, names: Sequence[str], where: str) -> list[LLM
     for name in names:
         entry = catalogue.task_index.get(name)
         if entry is None:
-            near = difflib.get_close_matches(name, catalogue.all_subtasks, n=1)
+            near = difflib.get_close_matches(name, [*catalogue.all_subtasks, *catalogue.task_index], n=1)
             hint = f"did you mean {near[0]!r}?" if near else "`lm-eval ls tasks` lists those that come with the harness"
             known = f"not among the {len(catalogue.all_subtasks)} known"
             problems.append(LLMCompressError(f"{where}: unknown task {name!r}, {known}", hint))
@@ -194,27 +238,25 @@ def _name_problems(catalogue: Any, names: Sequence[str], where: str) -> list[LLM
     return problems
 
 
-def _load(catalogue: Any, name: str, num_fewshot: int) -> ReadyTask:
-    from datasets.exceptions import DatasetsError
-
+def _load(catalogue: Any, name: str, num_fewshot: int, file: TaskFile | None) -> ReadyTask:
     entry = catalogue.task_index[name]
+    yaml_path = file.path if file else entry.yaml_path
     member: dict[str, Any] = {"task": name, "num_fewshot": num_fewshot}
     declared = entry.cfg or {}
     files: list[Path] = []
     kwargs = declared.get("dataset_kwargs") or {}
-    if entry.yaml_path is not None and "data_files" in kwargs:
-        member["dataset_kwargs"] = {**kwargs, "data_files": _absolute(kwargs["data_files"], entry.yaml_path, files)}
-    try:
+    if yaml_path is not None and "data_files" in kwargs:
+        member["dataset_kwargs"] = {**kwargs, "data_files": _absolute(kwargs["data_files"], yaml_path, files)}
+    problem = f"task {name} ({yaml_path or 'its Python class'}): cannot be loaded"
+    with third_party(problem, _load_hint(declared)), _templates(file is not None):
         handle = catalogue.load([{"group": GROUP, "task": [member]}])["tasks"][name]
         handle.set_config(key="num_fewshot", value=num_fewshot)
-    except (DatasetsError, OSError, ValueError, TypeError, KeyError, ImportError) as error:
-        place = entry.yaml_path or "its Python class"
-        message = f"task {name} ({place}): cannot be loaded ({type(error).__name__}: {_first_line(error)})"
-        raise LLMCompressError(message, _load_hint(declared)) from error
-    return _ready(name, num_fewshot, handle, files, declared)
+        return _ready(name, num_fewshot, handle, files, declared, sandboxed=file is not None)
 
 
-def _ready(name: str, num_fewshot: int, handle: Any, files: list[Path], declared: Mapping[str, Any]) -> ReadyTask:
+def _ready(
+    name: str, num_fewshot: int, handle: Any, files: list[Path], declared: Mapping[str, Any], *, sandboxed: bool
+) -> ReadyTask:
     config = handle.config
     path = getattr(handle, "DATASET_PATH", None)
     local = bool(files) or path in FILE_READERS or (path is not None and Path(path).exists())
@@ -232,6 +274,7 @@ def _ready(name: str, num_fewshot: int, handle: Any, files: list[Path], declared
         dataset_split=config.test_split or config.validation_split,
         hub_dataset=path is not None and not local and not callable(config.custom_dataset),
         digest=content.hexdigest(),
+        sandboxed=sandboxed,
     )
 
 
@@ -244,7 +287,9 @@ def _absolute(data_files: Any, yaml_path: Path, found: list[Path]) -> Any:
         return {split: _absolute(part, yaml_path, found) for split, part in data_files.items()}
     if isinstance(data_files, list):
         return [_absolute(part, yaml_path, found) for part in data_files]
-    if "://" in data_files:
+    if not isinstance(data_files, str):
+        raise LLMCompressError(f"{yaml_path}: data_files: must be file names, not {shown(data_files)}")
+    if data_files.startswith(REMOTE):
         return data_files
     path = (yaml_path.parent / data_files).resolve()
     if not path.is_file():
@@ -282,7 +327,3 @@ def _load_hint(declared: Mapping[str, Any]) -> str | None:
     if path is None or path in FILE_READERS:
         return None
     return f"its data is {path} on the Hugging Face Hub: a first run needs a network, later ones use the local copy"
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

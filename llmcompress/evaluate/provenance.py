@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.data.calibration import (
     TRAINING_DATA,
     CalibrationSet,

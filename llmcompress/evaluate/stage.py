@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from pydantic import BaseModel, ConfigDict, Field
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.evaluate import contamination, engines, results, text
@@ -75,7 +75,7 @@ def evaluate(
     """
     began = time.monotonic()
     suite = load_suite(settings.suite)
-    tasks = find_tasks(suite.tasks, suite.task_folders(), str(suite.path))
+    tasks = find_tasks(suite.tasks, suite.task_folders(), str(suite.path), trust_remote_code=baseline.trust_remote_code)
     rows = _rows(suite, checkpoint, baseline)
     consent = Consent(baseline.trust_remote_code, allow_pickle)
     overlaps = _overlaps(suite, tasks, checkpoint, settings, consent, progress)

@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, PrivateAttr, ValidationError
 
-from llmcompress.errors import LLMCompressError, raise_all, unknown
+from llmcompress.config.yaml_lines import Located, read_yaml
+from llmcompress.errors import LLMCompressError, raise_all, shown, unknown
 from llmcompress.resources import folder
+
+if TYPE_CHECKING:
+    from pydantic_core import ErrorDetails
 
 ENDINGS = (".yaml", ".yml")
 TEXT_ENDINGS = (".txt", ".jsonl")
@@ -80,14 +83,18 @@ class Suite(_Declared):
 
     def task_folders(self) -> list[Path]:
         """Folders that may hold task YAMLs: the bundled ones, then the suite's own where it is not a bundled suite."""
-        bundled = folder("eval") / "tasks"
         own = self._path.parent
-        return [path for path in (bundled, own) if path.is_dir() and path != suites_folder()]
+        return [path for path in (bundled_tasks(), own) if path.is_dir() and path != suites_folder()]
 
 
 def suites_folder() -> Path:
     """Where the bundled suites lie."""
     return folder("eval") / "suites"
+
+
+def bundled_tasks() -> Path:
+    """Where the bundled tasks lie."""
+    return folder("eval") / "tasks"
 
 
 def suite_names() -> list[str]:
@@ -102,11 +109,11 @@ def load_suite(name: str) -> Suite:
     nearest one.
     """
     path = _locate(name)
-    declared = _read(path)
+    declared = read_yaml(path)
     try:
-        suite = Suite.model_validate(declared)
+        suite = Suite.model_validate(declared.data)
     except ValidationError as error:
-        raise_all([_problem(path, detail) for detail in error.errors(include_url=False)])
+        raise_all([_problem(declared, detail) for detail in error.errors(include_url=False)])
         raise
     suite._path = path
     raise_all(_cross_checks(suite))
@@ -126,30 +133,16 @@ def _locate(name: str) -> Path:
     return suites_folder() / f"{name}.yaml"
 
 
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        declared = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except yaml.MarkedYAMLError as error:
-        line = f":{error.problem_mark.line + 1}" if error.problem_mark else ""
-        raise LLMCompressError(f"{path}{line}: not YAML ({error.problem})") from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise LLMCompressError(f"{path}: not YAML text ({str(error).splitlines()[0]})") from error
-    except OSError as error:
-        raise LLMCompressError(f"{path}: cannot be read ({error.strerror})") from error
-    if not isinstance(declared, dict):
-        raise LLMCompressError(f"{path}: a suite is a mapping with name, description, tasks and texts")
-    return declared
-
-
-def _problem(path: Path, detail: Any) -> LLMCompressError:
+def _problem(declared: Located, detail: ErrorDetails) -> LLMCompressError:
     place = detail["loc"]
+    where = declared.where(place)
     if detail["type"] == "extra_forbidden":
         models: dict[str, type[BaseModel]] = {"tasks": TaskEntry, "texts": TextEntry}
         model = models.get(str(place[0]), Suite) if len(place) > 1 else Suite
-        where = ": ".join([str(path), *([".".join(map(str, place[:-1]))] if place[:-1] else [])])
-        return unknown("key", str(place[-1]), model.model_fields, where)
-    given = "" if detail["type"] == "missing" else f", got {detail['input']!r}"
-    return LLMCompressError(f"{path}: {'.'.join(map(str, place))}: {detail['msg']}{given}")
+        inside = f": {'.'.join(map(str, place[:-1]))}" if place[:-1] else ""
+        return unknown("key", str(place[-1]), model.model_fields, where + inside)
+    given = "" if detail["type"] == "missing" else f", got {shown(repr(detail['input']))}"
+    return LLMCompressError(f"{where}: {'.'.join(map(str, place))}: {detail['msg']}{given}")
 
 
 def _cross_checks(suite: Suite) -> list[LLMCompressError]:

@@ -20,7 +20,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from llmcompress.checkpoint.tensors import StoredTensor, read_header
+from llmcompress.checkpoint.safetensors import StoredTensor, read_header
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.finetune.update import Update
 

@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tensors import torch_dtype
+from llmcompress.checkpoint.safetensors import torch_dtype
 from llmcompress.compress.roundtrip import unpack_row
 from llmcompress.data.settings import DataSettings
 from llmcompress.data.sources import is_file

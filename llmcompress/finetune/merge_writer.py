@@ -21,8 +21,8 @@ from typing import Any
 import torch
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tensors import DTYPE_BYTES, dtype_name, torch_dtype
-from llmcompress.checkpoint.tokenizer import side_files
+from llmcompress.checkpoint.safetensors import DTYPE_BYTES, dtype_name, torch_dtype
+from llmcompress.checkpoint.source import side_files
 from llmcompress.checkpoint.writer import Streamed, write_shards
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError

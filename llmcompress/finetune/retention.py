@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.compress.dequantized import load_dequantized
 from llmcompress.compress.methods.base import METHODS
 from llmcompress.compress.roundtrip import row_scheme, unpack_row

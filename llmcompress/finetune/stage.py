@@ -20,7 +20,7 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tokenizer import load_tokenizer, side_files
+from llmcompress.checkpoint.source import load_tokenizer, side_files
 from llmcompress.checkpoint.writer import file_digests, give_name
 from llmcompress.compress.assemble import describe_source
 from llmcompress.compress.workspace import Workspace

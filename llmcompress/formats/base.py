@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import torch
 
     from llmcompress.checkpoint.reader import Checkpoint
-    from llmcompress.checkpoint.tensors import StoredTensor
+    from llmcompress.checkpoint.safetensors import StoredTensor
     from llmcompress.compress.weight import CompressedWeight
 
 WEIGHTS: frozenset[Part] = frozenset({"weights"})

@@ -43,7 +43,7 @@ from llmcompress.formats.bitpack import pack_nibbles, unpack_nibbles
 if TYPE_CHECKING:
     import torch
 
-    from llmcompress.checkpoint.tensors import StoredTensor
+    from llmcompress.checkpoint.safetensors import StoredTensor
     from llmcompress.compress.weight import CompressedWeight, NestedScale, QuantizedWeight
 
 _STATE = "weight.quant_state.bitsandbytes__nf4"

@@ -22,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.checkpoint.tensors import DTYPE_BYTES
+from llmcompress.checkpoint.safetensors import DTYPE_BYTES
 from llmcompress.compress.scheme import Scheme, WeightGrid
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import (
@@ -39,7 +39,7 @@ from llmcompress.formats.bitpack import WORD_BITS, WORD_BYTES, num_words, pack_w
 if TYPE_CHECKING:
     import torch
 
-    from llmcompress.checkpoint.tensors import StoredTensor
+    from llmcompress.checkpoint.safetensors import StoredTensor
     from llmcompress.compress.weight import CompressedWeight, QuantizedWeight
 
 

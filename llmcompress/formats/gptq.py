@@ -37,7 +37,7 @@ from llmcompress.formats.bitpack import WORD_BITS, WORD_BYTES, num_words, pack_w
 if TYPE_CHECKING:
     import torch
 
-    from llmcompress.checkpoint.tensors import StoredTensor
+    from llmcompress.checkpoint.safetensors import StoredTensor
     from llmcompress.compress.weight import CompressedWeight, QuantizedWeight
 
 _BITS = (4, 8)

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.errors import LLMCompressError
 
 if TYPE_CHECKING:

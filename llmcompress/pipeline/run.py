@@ -28,7 +28,14 @@ from llmcompress.distributed import num_processes, sharded, speaks
 from llmcompress.errors import LLMCompressError, collected, raise_all
 from llmcompress.memory import large_blocks_kept
 from llmcompress.pipeline.ledger import Clock, made_by, new_report, row_of, save, stage_key, with_step
-from llmcompress.pipeline.output import finished, refuse_foreign, refuse_other_recipe, refuse_overlap, stage_folder
+from llmcompress.pipeline.output import (
+    claimed,
+    finished,
+    refuse_foreign,
+    refuse_other_recipe,
+    refuse_overlap,
+    stage_folder,
+)
 from llmcompress.report import OF_THE_OUTPUT, RunReport
 
 if TYPE_CHECKING:
@@ -47,7 +54,16 @@ def run(
 
     Raises: LLMCompressError for anything a user can mend. A step that fails is a row of the report where there is one.
     """
-    out = Path(recipe.output)
+    if not speaks():
+        return _run(recipe, Path(recipe.output), progress, overwrite, fresh, record)
+    with claimed(recipe.output, write=record) as out:
+        return _run(recipe, out, progress, overwrite, fresh, record)
+
+
+def _run(
+    recipe: Recipe, out: Path, progress: Progress, overwrite: bool, fresh: bool, record: bool
+) -> dict[Path, RunReport]:
+    """`run` on the folder that the output stands for."""
     if recipe.transforms():
         refuse_foreign(out)
     elif not out.is_dir():
@@ -89,6 +105,8 @@ class Pipeline:
                 trust_remote_code=self.recipe.trust_remote_code,
                 allow_pickle=self.recipe.allow_pickle,
             )
+            for note in self.opened[name].notes:
+                self.progress.message(note)
         return self.opened[name]
 
     def look_up_names(self) -> None:
@@ -199,6 +217,7 @@ class Pipeline:
                 update={name: getattr(last, name) for name in RunReport.model_fields if name not in OF_THE_OUTPUT}
                 | {"stages": [row for row in last.stages if stage(row.name).kind == "transform"]}
             )
+        report.notes = list(dict.fromkeys([*report.notes, *checkpoint.notes]))
         return Work(
             checkpoint, out, report, key, self.recipe.seed, self.progress, self.open, adapter, tuple(before),
             trust_remote_code=self.recipe.trust_remote_code, allow_pickle=self.recipe.allow_pickle,

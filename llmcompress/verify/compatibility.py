@@ -26,7 +26,7 @@ import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tensors import StoredTensor
+from llmcompress.checkpoint.safetensors import StoredTensor
 from llmcompress.errors import unknown
 from llmcompress.formats.base import FORMATS, DeclaredGrid, Format, by_quant_method, declared_grids
 from llmcompress.models.config import is_tied

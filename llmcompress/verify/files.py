@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tokenizer import side_files as files_beside
+from llmcompress.checkpoint.source import side_files as files_beside
 from llmcompress.report import Check, RunReport
 
 OWN_KEYS = ("quantization_config",)

@@ -15,8 +15,21 @@ import pytest
 from tests.architecture.sources import ROOT, sources
 
 LAYERS = (
-    {"errors", "files"},
-    {"__init__", "config", "console", "distributed", "memory", "registry", "report", "resources", "seed"},
+    {"errors"},
+    {
+        "__init__",
+        "config",
+        "console",
+        "distributed",
+        "files",
+        "memory",
+        "registry",
+        "report",
+        "resources",
+        "seed",
+        "template_worker",
+        "templates",
+    },
     {"checkpoint", "data", "models", "training"},
     {"scheme"},
     {"formats"},

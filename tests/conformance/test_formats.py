@@ -13,7 +13,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from llmcompress.checkpoint.tensors import read_header
+from llmcompress.checkpoint.safetensors import read_header
 from llmcompress.compress.scheme import PRESETS, ActivationGrid, Scheme, WeightGrid
 from llmcompress.compress.weight import QuantizedWeight
 from llmcompress.errors import LLMCompressError

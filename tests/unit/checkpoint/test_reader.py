@@ -113,7 +113,7 @@ def test_pickles_are_refused_unless_asked_for(folder: Path, monkeypatch: pytest.
     (folder / "model.safetensors").unlink()
     torch.save(state, folder / "pytorch_model.bin")
     assert "only pickle weights" in refused(folder)
-    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.setenv("LLMCOMPRESS_CACHE", str(tmp_path / "cache"))
     assert Checkpoint.open(folder, allow_pickle=True).identity() == expected
     torch.save({"x": print}, folder / "pytorch_model.bin")
     assert "cannot be read as plain tensors" in refused(folder, allow_pickle=True)

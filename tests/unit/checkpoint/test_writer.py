@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tensors import DTYPE_BYTES, dtype_name, torch_dtype
+from llmcompress.checkpoint.safetensors import DTYPE_BYTES, dtype_name, torch_dtype
 from llmcompress.checkpoint.writer import write_shards
 from tests import tiny_models
 

@@ -83,7 +83,7 @@ def test_an_override_replaces_one_value(override: str, path: tuple[str | int, ..
         ("card.x=1", "matches nothing: the recipe has no stage card"),
         ("quantize.ignore.3=x", "is no index"),
         ("seed", "must be key=value"),
-        ("seed=[", "its value is not YAML"),
+        ("seed=[", "not YAML"),
         ("seed=-1", "seed: input should be greater than or equal to 0"),
     ],
 )

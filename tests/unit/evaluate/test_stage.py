@@ -233,7 +233,7 @@ def test_a_student_with_other_padding_rows_against_its_teacher(
 def test_a_token_of_a_text_without_a_row_is_one_line(dense: Path, declare: Declare, tmp_path: Path) -> None:
     import shutil
 
-    from llmcompress.checkpoint.tokenizer import load_tokenizer
+    from llmcompress.checkpoint.source import load_tokenizer
 
     grown = Path(shutil.copytree(dense, tmp_path / "grown"))
     tokenizer = load_tokenizer(grown)
@@ -252,7 +252,7 @@ def test_a_token_of_a_task_without_a_row_is_one_line(dense: Path, declare: Decla
     """Requests are made by lm-eval, so the model itself asks."""
     import shutil
 
-    from llmcompress.checkpoint.tokenizer import load_tokenizer
+    from llmcompress.checkpoint.source import load_tokenizer
 
     grown = Path(shutil.copytree(dense, tmp_path / "grown"))
     tokenizer = load_tokenizer(grown)

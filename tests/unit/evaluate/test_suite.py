@@ -80,7 +80,7 @@ def test_files_that_are_no_suite(tmp_path: Path) -> None:
     with pytest.raises(LLMCompressError, match=r"bad\.yaml:2: not YAML"):
         load_suite(str(bad))
     bad.write_text("- 1\n", encoding="utf-8")
-    with pytest.raises(LLMCompressError, match="a suite is a mapping"):
+    with pytest.raises(LLMCompressError, match="must be a list of `key: value` lines"):
         load_suite(str(bad))
     bad.write_bytes(b"\xff\xfe\x00name")
     with pytest.raises(LLMCompressError, match="not YAML text"):

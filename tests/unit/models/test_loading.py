@@ -12,7 +12,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.errors import LLMCompressError, first_line, third_party
 from llmcompress.models import meta
 from llmcompress.models.config import hidden_size, is_tied, max_positions, special_token, stored_dtype, text_config

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.checkpoint.tokenizer import load_tokenizer
+from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.config.recipe import Recipe
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
