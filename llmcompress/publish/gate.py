@@ -1,8 +1,8 @@
 """What must hold before a checkpoint leaves this machine. Everything wrong with it is found at once.
 
-    OUT ──> verified, and unchanged since? ── licence ── card: front matter, empty fields, paths ── secrets in files
-                     │ no                        │ forbids        │                                    │
-                     └───────────────────────────┴────────────────┴──────── refused, each with its reason
+    OUT ──> known files ── verified, and unchanged since? ── licence ── card: front matter, fields, paths ── secrets
+                │ others            │ no                        │ forbids        │                            │
+                └───────────────────┴───────────────────────────┴────────────────┴── refused, each with its reason
 
 What may be wanted but should be known (nothing was evaluated, no licence is stated and the repository is private) is a
 warning: it is shown and stops nothing.
@@ -22,7 +22,8 @@ import yaml
 from llmcompress.card.metadata import problems as front_matter_problems
 from llmcompress.card.public import local_paths
 from llmcompress.errors import LLMCompressError
-from llmcompress.publish.contents import CARD, File
+from llmcompress.publish.contents import CARD, Contents, File, grouped
+from llmcompress.publish.secrets import secret_in
 from llmcompress.report import RunReport
 from llmcompress.resources import BUNDLED
 from llmcompress.verify.stage import names_of
@@ -33,7 +34,6 @@ ADAPTER_CONFIG = "adapter_config.json"
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+|[\w.-]+")
 NO_DERIVATIVES = re.compile(r"cc-by(-nc)?-nd-.*")
 PLACEHOLDER = re.compile(r"\[more information needed\]|\bTODO\b|\bTBD\b|\bFIXME\b|lorem ipsum", flags=re.I)
-SECRET = re.compile(rb"\bhf_[A-Za-z0-9]{20,}\b")
 
 
 @dataclass
@@ -48,9 +48,11 @@ class Findings:
         self.refusals.append(LLMCompressError(message, hint))
 
 
-def inspect(folder: Path, report: RunReport, files: list[File], *, public: bool) -> Findings:
+def inspect(folder: Path, report: RunReport, carried: Contents, *, public: bool) -> Findings:
     """Everything about an output folder that a push must not carry out into the world."""
     found = Findings()
+    files = carried.files
+    _allowed(folder, carried, found)
     _verified(folder, report, found)
     _licence(report, public, found)
     card = next((file.content() for file in files if file.name == CARD), None)
@@ -61,11 +63,26 @@ def inspect(folder: Path, report: RunReport, files: list[File], *, public: bool)
             found.refuse(f"{folder / CARD}: {problem}", "mend what it is drawn from, then `llmcompress card`")
     _bases(folder, files, found)
     for file in files:
-        if file.is_text() and SECRET.search(file.content()):
-            found.refuse(
-                f"{folder / file.name}: holds what looks like an access token", "remove it, and revoke that token"
-            )
+        kind = secret_in(file)
+        if kind is not None:
+            found.refuse(f"{folder / file.name}: holds what looks like a secret ({kind})", "remove it, and revoke it")
     return found
+
+
+def _allowed(folder: Path, carried: Contents, found: Findings) -> None:
+    """What lies in the folder and is no part of a checkpoint."""
+    for pattern in carried.unmatched:
+        found.refuse(f"--include {pattern}: matches no file of {folder}")
+    for name, why in carried.never.items():
+        found.refuse(f"{folder / name}: {why}", "remove it")
+    for name in grouped(carried.unknown):
+        pattern = f"{name.partition('/')[0]}/*" if "/" in name else name
+        found.refuse(
+            f"{folder / name}: is no file of a checkpoint that a push knows",
+            f"move it elsewhere, or pass --include '{pattern}'",
+        )
+    if carried.left:
+        found.warnings.append(f"stays here: {', '.join(grouped(carried.left))}")
 
 
 def _verified(folder: Path, report: RunReport, found: Findings) -> None:
@@ -98,7 +115,11 @@ def _bases(folder: Path, files: list[File], found: Findings) -> None:
     """An adapter's base must be one that others have; a path in another config is no more than untidy."""
     for file in files:
         if file.name == ADAPTER_CONFIG:
-            base = json.loads(file.content()).get("base_model_name_or_path")
+            try:
+                adapter = json.loads(file.content())
+            except (ValueError, RecursionError):
+                adapter = None
+            base = adapter.get("base_model_name_or_path") if isinstance(adapter, dict) else None
             if (
                 not isinstance(base, str)
                 or not HUB_ID.fullmatch(base)

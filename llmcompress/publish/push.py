@@ -7,6 +7,7 @@ OUT ──> contents (what strangers may see) ──> gate (gate.py) ──┬�
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -34,16 +35,18 @@ class Plan:
         return sum(file.num_bytes for file in self.files)
 
 
-def plan(folder: Path, repo_id: str, *, public: bool) -> Plan:
+def plan(folder: Path, repo_id: str, *, public: bool, include: Sequence[str] = ()) -> Plan:
     """The files and the findings; nothing is sent and no network is needed.
+
+    include: patterns of files that go out besides those that a checkpoint is known to have.
 
     Raises: LLMCompressError for a repository name that the Hub does not take, or a folder without a report.
     """
     if not REPO_ID.fullmatch(repo_id):
         raise LLMCompressError(f"{repo_id}: no repository name; it must be USER/NAME or ORGANISATION/NAME")
     report = RunReport.load(folder)
-    files = contents(folder, report, repo_id)
-    return Plan(repo_id, files, inspect(folder, report, files, public=public))
+    carried = contents(folder, report, repo_id, include)
+    return Plan(repo_id, carried.files, inspect(folder, report, carried, public=public))
 
 
 def push(plan: Plan, *, public: bool, revision: str | None = None, pull_request: bool = False) -> Pushed:

@@ -1,4 +1,4 @@
-"""Serve: which engine can run this checkpoint here, and why; then that engine, with a key in front of it.
+"""Serve: which engine can run this checkpoint here, and why; then that engine, with a key and bounds in front of it.
 
     facts of the checkpoint ─┐
     GPU? vLLM installed? ────┼──> vllm            its own OpenAI server, in place of this process
@@ -9,7 +9,6 @@ No server is written here. Loopback is the default; any other address needs an A
 
 from __future__ import annotations
 
-import ipaddress
 import os
 import secrets
 import signal
@@ -19,15 +18,17 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
 from types import FrameType
-from typing import Literal, NoReturn
+from typing import NoReturn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate.engines import unavailable
-from llmcompress.publish.auth import VARIABLE
+from llmcompress.publish.auth import VARIABLE, is_loopback
+from llmcompress.publish.bounds import Served
+from llmcompress.publish.fields import Engine
+from llmcompress.publish.front import SETTINGS, FrontSettings
+from llmcompress.publish.limits import ServerLimits
 from llmcompress.verify.compatibility import facts, judge
-
-Engine = Literal["vllm", "transformers"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,23 +97,11 @@ def api_key(file: Path | None, make: bool) -> str | None:
 
 def require_key(host: str, key: str | None) -> None:
     """Raise LLMCompressError when others could reach the server and there is no key."""
-    if key is None and not loopback(host):
+    if key is None and not is_loopback(host):
         raise LLMCompressError(
             f"--host {host}: can be reached by others, which needs an API key",
             f"pass --api-key-file FILE, set {VARIABLE}, or pass --make-api-key",
         )
-
-
-def loopback(host: str) -> bool:
-    """Whether only this machine reaches `host`.
-
-    >>> loopback("127.0.0.1"), loopback("::1"), loopback("0.0.0.0"), loopback("example.org")
-    (True, True, False, False)
-    """
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 def free_port(host: str, port: int) -> int:
@@ -133,28 +122,43 @@ def free_port(host: str, port: int) -> int:
 def vllm_command(checkpoint: Checkpoint, name: str, host: str, port: int) -> list[str]:
     """How vLLM's own server is started; the key is in the environment, where a list of processes does not show it."""
     command = ["vllm", "serve", str(checkpoint.folder.resolve()), "--served-model-name", name]
-    command += ["--host", host, "--port", str(port), "--middleware", "llmcompress.publish.auth.Door"]
+    command += ["--host", host, "--port", str(port), "--middleware", "llmcompress.publish.front.Front"]
     return command + (["--trust-remote-code"] if checkpoint.trust_remote_code else [])
 
 
-def run(checkpoint: Checkpoint, engine: Engine, name: str, *, host: str, port: int, key: str | None) -> None:
+def run(
+    checkpoint: Checkpoint,
+    engine: Engine,
+    name: str,
+    *,
+    host: str,
+    port: int,
+    key: str | None,
+    limits: ServerLimits = ServerLimits(),  # noqa: B008 - frozen
+) -> None:
     """Serve until a signal ends it; SIGTERM lets what has begun finish.
 
     Raises: LLMCompressError when the engine does not start.
     """
+    settings = FrontSettings(
+        folder=checkpoint.folder.resolve(),
+        trust_remote_code=checkpoint.trust_remote_code,
+        host=host,
+        served=Served(name=name, engine=engine, limits=limits),
+    )
     if engine == "vllm":
-        _become(vllm_command(checkpoint, name, host, port), key)
+        environment = os.environ | {SETTINGS: settings.model_dump_json()} | ({VARIABLE: key} if key else {})
+        _become(vllm_command(checkpoint, name, host, port), environment)
     from llmcompress.publish.transformers_server import serve
 
     signal.signal(signal.SIGTERM, _leave)
-    trust = checkpoint.trust_remote_code
-    serve(checkpoint.folder, name, host=host, port=port, key=key, trust_remote_code=trust)
+    serve(settings, port=port, key=key)
 
 
-def _become(command: list[str], key: str | None) -> NoReturn:
+def _become(command: list[str], environment: dict[str, str]) -> NoReturn:
     """This process becomes the engine's, so that signals reach it."""
     sys.stdout.flush()
-    os.execvpe(command[0], command, os.environ | ({VARIABLE: key} if key else {}))
+    os.execvpe(command[0], command, environment)
 
 
 def _leave(number: int, frame: FrameType | None) -> None:

@@ -7,8 +7,6 @@ import os
 import signal
 import subprocess
 import sys
-import threading
-import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
@@ -18,6 +16,8 @@ from typing import Any
 
 import pytest
 
+from tests.integration.servers import quantized, start
+
 openai = pytest.importorskip("openai")
 pytest.importorskip("fastapi")
 pytest.importorskip("uvicorn")
@@ -26,37 +26,9 @@ KEY = "sk-only-for-this-test"
 MESSAGES = [{"role": "user", "content": "Where does Maro live?"}]
 
 
-def start(folder: Path, *words: object) -> tuple[subprocess.Popen[str], str]:
-    """A server process that answers, and its address."""
-    command = [sys.executable, "-m", "llmcompress", "serve", str(folder), "--port", "0", "--json", *map(str, words)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    assert process.stdout is not None and process.stderr is not None
-    line = process.stdout.readline()
-    assert line, process.stderr.read()
-    drain = threading.Thread(target=process.stderr.read, daemon=True)
-    drain.start()
-    address = json.loads(line)["address"]
-    deadline = time.monotonic() + 120
-    while time.monotonic() < deadline:
-        try:
-            urllib.request.urlopen(address.removesuffix("/v1") + "/health", timeout=2).read()
-            return process, address
-        except OSError:
-            assert process.poll() is None, "the server ended before it answered"
-            time.sleep(0.2)
-    raise AssertionError("the server did not answer in two minutes")
-
-
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    from llmcompress.config.recipe import Recipe
-    from llmcompress.console import Silent
-    from llmcompress.pipeline.run import run
-
-    out = tmp_path_factory.mktemp("serve") / "tiny-nf4"
-    stages = [{"quantize": {"scheme": "NF4", "method": "rtn"}}]
-    run(Recipe.of({"model": "bundled/tiny", "output": str(out), "stages": stages}), Silent())
-    return out
+    return quantized(tmp_path_factory.mktemp("serve"))
 
 
 @pytest.fixture(scope="module")

@@ -151,7 +151,7 @@ def test_rows_that_it_was_trained_on_are_refused_and_shown_where_that_was_allowe
     card = (folder / "README.md").read_text()
     assert f"**The {stage} data train.jsonl holds" in card and "which was allowed" in card
     assert not card_problems(card)
-    sent = {file.name: file.content() for file in contents(folder, report, "me/repository")}
+    sent = {file.name: file.content() for file in contents(folder, report, "me/repository").files}
     assert b"USER/" not in sent["README.md"]
     if make is finetuned:
         assert b'PeftModel.from_pretrained(base, "me/repository")' in sent["README.md"]

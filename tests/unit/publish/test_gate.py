@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import shutil
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -10,8 +13,10 @@ import pytest
 
 from llmcompress.card.metadata import Benchmark, as_text, eval_results
 from llmcompress.errors import LLMCompressError
+from llmcompress.publish.contents import CHUNK_BYTES, File
 from llmcompress.publish.gate import card_problems
 from llmcompress.publish.push import plan, push
+from llmcompress.publish.secrets import secret_in
 from llmcompress.report import RunReport
 from tests.unit.card.sample_report import full_report
 from tests.unit.publish.conftest import change_report
@@ -84,7 +89,35 @@ def adapter_of(base: str | None) -> Callable[[Path], None]:
 
 
 def a_secret(out: Path) -> None:
-    (out / "train.log").write_text("HF_TOKEN=hf_" + "a1B2" * 8)
+    (out / "merges.txt").write_text("HF_TOKEN=hf_" + "a1B2" * 8)
+
+
+def a_log(out: Path) -> None:
+    (out / "train.log").write_text("loss 3.1")
+
+
+def checkpoints(out: Path) -> None:
+    (out / "checkpoint-5").mkdir()
+    for name in ("optimizer.pt", "rng_state.pth"):
+        (out / "checkpoint-5" / name).write_bytes(b"x")
+
+
+def a_link(target: str) -> Callable[[Path], None]:
+    def change(out: Path) -> None:
+        (out / "merges.txt").symlink_to(target)
+
+    return change
+
+
+def a_linked_folder(out: Path) -> None:
+    (out.parent / "elsewhere").mkdir()
+    (out.parent / "elsewhere" / "scores.png").write_bytes(b"x")
+    shutil.rmtree(out / "llmcompress" / "figures")
+    (out / "llmcompress" / "figures").symlink_to(out.parent / "elsewhere")
+
+
+def a_pipe(out: Path) -> None:
+    os.mkfifo(out / "merges.txt")
 
 
 @pytest.mark.parametrize(
@@ -108,7 +141,14 @@ def a_secret(out: Path) -> None:
         (adapter_of("/home/me/models/x"), "names '/home/me/models/x' as its base, which is no Hub id"),
         (adapter_of("bundled/tiny"), "names 'bundled/tiny' as its base"),
         (adapter_of(None), "names None as its base"),
-        (a_secret, "train.log: holds what looks like an access token"),
+        (a_secret, "merges.txt: holds what looks like a secret (Hugging Face access token)"),
+        (a_log, "train.log: is no file of a checkpoint that a push knows"),
+        (checkpoints, "checkpoint-5/ (2 files): is no file of a checkpoint"),
+        (a_link("/etc/hostname"), "merges.txt: is a link"),
+        (a_link("config.json"), "merges.txt: is a link"),
+        (a_link("no_such_file"), "merges.txt: is a link"),
+        (a_linked_folder, "llmcompress/figures: is a link"),
+        (a_pipe, "merges.txt: is no plain file"),
     ],
 )  # fmt: skip
 def test_each_reason_alone(spoil: Callable[[Path], None], said: str, out: Path) -> None:
@@ -145,13 +185,97 @@ def test_a_name_that_is_none(name: str, out: Path) -> None:
         plan(out, name, public=False)
 
 
-def test_hidden_files_and_scratch_stay_here_and_links_out_are_refused(out: Path) -> None:
+def test_hidden_files_and_scratch_stay_here_and_it_is_said(out: Path) -> None:
     (out / ".env").write_text("x")
     (out / "README.tmp").write_text("x")
-    assert not {".env", "README.tmp"} & {file.name for file in plan(out, "me/small", public=False).files}
-    (out / "host.txt").symlink_to("/etc/hostname")
-    with pytest.raises(LLMCompressError, match="a link that leads out"):
-        plan(out, "me/small", public=False)
+    (out / ".git").mkdir()
+    (out / ".git" / "config").write_text("x")
+    planned = plan(out, "me/small", public=False)
+    assert not {".env", "README.tmp", ".git/config"} & {file.name for file in planned.files}
+    assert not planned.findings.refusals
+    assert planned.findings.warnings[0] == "stays here: .env, .git/ (1 file), README.tmp"
+
+
+STRANGERS = ("id_rsa", "api_key", "optimizer.pt", "pytorch_model.bin", "evil.py", "train.log", "notes.md", "other.safetensors",
+             "llmcompress/cache.json", "llmcompress/figures/deep/x.png", "sub/config.json", "wandb/run/config.json")  # fmt: skip
+
+
+@pytest.mark.parametrize("name", STRANGERS)
+def test_what_is_not_known_is_refused_by_name_and_goes_where_it_is_asked_for(name: str, out: Path) -> None:
+    (out / name).parent.mkdir(parents=True, exist_ok=True)
+    (out / name).write_bytes(b"\0\1")
+    planned = plan(out, "me/small", public=False)
+    assert name not in {file.name for file in planned.files} and len(planned.findings.refusals) == 1
+    assert name.partition("/")[0] in planned.findings.refusals[0].message
+    asked = plan(out, "me/small", public=False, include=[name])
+    assert name in {file.name for file in asked.files} and not asked.findings.refusals
+    with_pattern = plan(out, "me/small", public=False, include=[f"{name.partition('/')[0]}*"])
+    assert name in {file.name for file in with_pattern.files}
+
+
+def test_what_goes_in_no_repository_goes_with_no_pattern(out: Path) -> None:
+    (out / ".git").mkdir()
+    (out / ".git" / "config").write_text("x")
+    (out / "key").symlink_to("/etc/hostname")
+    (out / "a\nb").write_text("x")
+    planned = plan(out, "me/small", public=False, include=["*", ".git/*"])
+    assert {".git/config", "key", "a\nb"}.isdisjoint(file.name for file in planned.files)
+    assert len(planned.findings.refusals) == 3
+
+
+def test_a_pattern_without_a_file_is_an_error(out: Path) -> None:
+    found = plan(out, "me/small", public=False, include=["*.gguf"]).findings
+    assert [error.message for error in found.refusals] == [f"--include *.gguf: matches no file of {out}"]
+
+
+SECRETS = {
+    "private key": ["-----BEGIN OPENSSH PRIVATE KEY-----", "-----BEGIN RSA PRIVATE KEY-----", "-----BEGIN PGP PRIVATE KEY BLOCK-----", "-----BEGIN PRIVATE KEY-----"],
+    "Hugging Face access token": ["hf_" + "aB3" * 10],
+    "API key": ["sk-" + "aB3x" * 8, "sk-proj-" + "aB3x" * 10, "sk-ant-api03-" + "a-B3x_" * 10 + "x" * 20, "sk-" + "abcdefgh" * 4],
+    "cloud key": ["AKIA" + "A1B2" * 4, "AIza" + "a1-B_" * 7, "aws_secret_access_key = " + "aB3/" * 10, "AccountKey=" + "aB3+" * 21 + "aB=="],
+    "repository token": ["ghp_" + "aB3" * 12, "github_pat_" + "aB3_" * 15, "glpat-" + "aB3-" * 6],
+    "service token": ["xoxb-" + "1234-" * 5, "sk_live_" + "aB3" * 8],
+    "signed token": ["eyJhbGciOiJIUzI1NiJ9.eyJzdWIiOiIxMjM0NTY3ODkwIn0.dozjgNryP4J3jVmNHl0w5N_XgL0n3I9P"],
+    "bearer token": ["Authorization: Bearer " + "aB3." * 10, '"authorization": "bearer ' + "aB3." * 10],
+    "password in an address": ["https://me:secret-word@example.org/x"],
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("kind", "secret"), [(kind, text) for kind, texts in SECRETS.items() for text in texts])
+def test_secrets_are_found_wherever_they_lie(kind: str, secret: str, tmp_path: Path) -> None:
+    path = tmp_path / "file.json"
+    for place in (0, 100, CHUNK_BYTES - 3, CHUNK_BYTES - len(secret) // 2, 2 * CHUNK_BYTES - 20):
+        path.write_bytes(b"x\n" * (place // 2) + b" " * (place % 2) + secret.encode() + b"\n" + b"y z " * 30_000)
+        assert secret_in(File("file.json", path)) == kind, place
+    path.write_bytes(secret.encode("utf-16"))
+    assert secret_in(File("file.json", path)) == kind
+    header = json.dumps({"__metadata__": {"note": secret}}).replace('\\"', '"').encode()
+    assert secret_in(File("x.safetensors", len(header).to_bytes(8, "little") + header + bytes(100))) == kind
+
+
+def test_what_only_looks_like_one_is_none(tmp_path: Path) -> None:
+    from tests import tiny_models
+
+    tiny_models.save_tokenizer(tmp_path)
+    texts = ["hf_hub_download(repo_id)", "sk-learn", "risk-adjusted-returns-of-2024-and-2025", "Authorization: Bearer $KEY", "AKIA",
+             "-----BEGIN PUBLIC KEY-----", "https://example.org/a:b", "sk-" + "-" * 40, "a" * 64, "HF_TOKEN=$TOKEN", "USER:PASSWORD"]  # fmt: skip
+    for number, text in enumerate(texts):
+        (tmp_path / f"{number}.txt").write_text(text)
+    for path in tmp_path.iterdir():
+        assert secret_in(File(path.name, path)) is None, path.read_text()[:100]
+
+
+def test_a_large_file_is_searched_in_bounded_memory(tmp_path: Path) -> None:
+    path = tmp_path / "vocab.txt"
+    with path.open("wb") as file:
+        for _ in range(24):
+            file.write(b"word and word\n" * 80_000)
+        file.write(b"hf_" + b"aB3" * 10)
+    tracemalloc.start()
+    assert secret_in(File("vocab.txt", path)) == "Hugging Face access token"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 9 * CHUNK_BYTES < path.stat().st_size
 
 
 def test_report_and_recipe_go_out_without_paths(out: Path) -> None:

@@ -24,7 +24,9 @@ UPLOADS = "PUT /lfs/"
 
 
 def pushed(out: Path, **how: Any) -> str:
-    done = push(plan(out, "me/small", public=how.get("public", False)), public=how.pop("public", False), **how)
+    include = how.pop("include", ())
+    planned = plan(out, "me/small", public=how.get("public", False), include=include)
+    done = push(planned, public=how.pop("public", False), **how)
     return done.pull_request or done.commit
 
 
@@ -75,7 +77,7 @@ def test_public_a_branch_and_a_pull_request(out: Path, hub: LocalHub) -> None:
     assert hub.repos["me/small"].private is False
     pushed(out, public=True, revision="w4")
     (out / "notes.txt").write_text("more")
-    address = pushed(out, public=True, pull_request=True)
+    address = pushed(out, public=True, pull_request=True, include=["notes.txt"])
     assert address.endswith("/discussions/1")
     assert "notes.txt" in files_of(hub, "refs/pr/1") and "notes.txt" not in files_of(hub)
     assert "model.safetensors" in files_of(hub, "w4")

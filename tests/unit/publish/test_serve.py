@@ -1,21 +1,16 @@
-"""Which engine is chosen and why, keys, and the door as an ASGI app meets it."""
+"""Which engine is chosen and why, keys, and how each engine is started."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import subprocess
 import sys
-from collections.abc import MutableMapping
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError
 from llmcompress.publish import serve as serving
-from llmcompress.publish.auth import Door
 
 
 def machine(monkeypatch: pytest.MonkeyPatch, *, gpu: bool, vllm: bool) -> None:
@@ -36,7 +31,7 @@ def test_vllm_where_it_can(finished: Path, monkeypatch: pytest.MonkeyPatch) -> N
     machine(monkeypatch, gpu=True, vllm=True)
     assert serving.choose(Checkpoint.open(finished)).engine == "vllm"
     command = serving.vllm_command(Checkpoint.open(finished), "small", "127.0.0.1", 8000)
-    assert command[:2] == ["vllm", "serve"] and "llmcompress.publish.auth.Door" in command
+    assert command[:2] == ["vllm", "serve"] and "llmcompress.publish.front.Front" in command
     assert not any("key" in word for word in command), "a key in the command line is for everyone to see"
 
 
@@ -83,53 +78,6 @@ def test_another_address_needs_a_key(host: str) -> None:
     serving.require_key("127.0.0.1", None)
 
 
-def through(door: Door, scope: dict[str, Any]) -> list[MutableMapping[str, Any]]:
-    sent: list[MutableMapping[str, Any]] = []
-
-    async def receive() -> MutableMapping[str, Any]:
-        return {"type": "http.disconnect"}
-
-    async def send(message: MutableMapping[str, Any]) -> None:
-        sent.append(message)
-
-    asyncio.run(door({"headers": [], "method": "GET", "path": "/", **scope}, receive, send))
-    return sent
-
-
-async def app(scope: Any, receive: Any, send: Any) -> None:
-    await send({"type": "passed"})
-
-
-@pytest.mark.parametrize(
-    ("scope", "passes"),
-    [
-        ({"type": "http", "path": "/health"}, True),
-        ({"type": "http", "path": "/health", "method": "POST"}, False),
-        ({"type": "http", "path": "/health/"}, False),
-        ({"type": "http", "path": "/v1/models"}, False),
-        ({"type": "http", "path": "/v1/models", "headers": [(b"authorization", b"Bearer sk-1")]}, True),
-        ({"type": "http", "path": "/v1/models", "headers": [(b"Authorization", b"bearer sk-1")]}, True),
-        ({"type": "http", "path": "/v1/models", "headers": [(b"authorization", b"Bearer sk-12")]}, False),
-        ({"type": "http", "path": "/v1/models", "headers": [(b"authorization", b"Basic sk-1")]}, False),
-        ({"type": "http", "path": "/v1/models", "headers": [(b"authorization", b"Bearer ")]}, False),
-        ({"type": "websocket", "path": "/v1/realtime"}, False),
-        ({"type": "lifespan"}, True),
-    ],
-)
-def test_the_door(scope: dict[str, Any], passes: bool) -> None:
-    sent = through(Door(app, "sk-1"), scope)
-    assert (sent == [{"type": "passed"}]) is passes
-    if not passes and scope["type"] == "http":
-        assert sent[0]["status"] == 401 and json.loads(sent[1]["body"])["error"]["code"] == "invalid_api_key"
-
-
-def test_the_door_takes_its_key_from_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("LLMCOMPRESS_API_KEY", "sk-env")
-    assert through(Door(app), {"type": "http"})[0]["status"] == 401
-    monkeypatch.delenv("LLMCOMPRESS_API_KEY")
-    assert through(Door(app), {"type": "http"}) == [{"type": "passed"}]
-
-
 WHERE_ONLY_VLLM_IS = """
 import sys
 for name in ("accelerate", "bitsandbytes", "compressed_tensors", "datasets", "greenlet", "lm_eval", "matplotlib", "numba",
@@ -138,9 +86,14 @@ for name in ("accelerate", "bitsandbytes", "compressed_tensors", "datasets", "gr
 import torch
 import llmcompress.publish.serve as serving
 from llmcompress.cli.main import main
+from llmcompress.publish.front import Front, FrontSettings
 
 def become(program, command, environment):
+    serving.os.environ.update(environment)
+    settings = FrontSettings.model_validate_json(environment["LLMCOMPRESS_SERVE"])
+    Front(None)  # as vLLM does with the class it is given
     print("became", *command, environment["LLMCOMPRESS_API_KEY"] == "sk-1", environment["LLMCOMPRESS_API_KEY"] in command)
+    print(settings.served.engine, settings.served.name, settings.host)
     raise SystemExit(7)
 
 torch.cuda.is_available = lambda: True
@@ -167,6 +120,7 @@ def test_the_cuda_image_needs_no_package_that_vllm_does_not_bring(finished: Path
     command = [sys.executable, "-c", WHERE_ONLY_VLLM_IS, *map(str, words)]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 7, done.stderr
-    became = done.stdout.splitlines()[-1]
+    became, front = done.stdout.splitlines()[-2:]
+    assert front == "vllm small-llama 0.0.0.0"
     assert became.startswith(f"became vllm serve {finished} --served-model-name small-llama --host 0.0.0.0 --port ")
-    assert became.endswith("--middleware llmcompress.publish.auth.Door True False"), "the key is no argument"
+    assert became.endswith("--middleware llmcompress.publish.front.Front True False"), "the key is no argument"
