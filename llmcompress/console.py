@@ -12,8 +12,10 @@ import os
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from importlib import import_module
+from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, Protocol, TextIO
 
 if TYPE_CHECKING:
@@ -50,10 +52,11 @@ class _Nothing:
 
 
 class Silent:
-    """Progress that nobody sees."""
+    """Progress that nobody sees; its messages are in the log `llmcompress`, at the level INFO."""
 
     def message(self, text: str) -> None:
-        """Say nothing."""
+        """A line in the log."""
+        logging.getLogger("llmcompress").info(text)
 
     @contextmanager
     def step(self, title: str, total: int) -> Iterator[Step]:
@@ -61,12 +64,26 @@ class Silent:
         yield _Nothing()
 
 
+def watched(progress: Progress | bool | None) -> Progress:
+    """The progress that a Python call asked for; None: shown where a person watches, a terminal or a notebook."""
+    if progress is None:
+        progress = sys.stderr.isatty() or _in_notebook()
+    return (console() if progress else Silent()) if isinstance(progress, bool) else progress
+
+
+def _in_notebook() -> bool:
+    ipython: Any = sys.modules.get("IPython")
+    shell = ipython.get_ipython() if ipython else None
+    return shell is not None and hasattr(shell, "kernel")
+
+
 def console(stream: TextIO | None = None) -> Progress:
     """Progress on stderr (or `stream`): bars on a terminal, lines elsewhere; of several processes the first speaks."""
     if int(os.environ.get("RANK", "0")) > 0:
         return Silent()
     stream = stream or sys.stderr
-    return Bars() if stream.isatty() else Lines(stream)
+    widgets = _in_notebook() and find_spec("ipywidgets") is not None  # without them rich draws nothing there
+    return Bars() if stream.isatty() or widgets else Lines(stream)
 
 
 class Lines:
@@ -183,21 +200,35 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def quiet(*loggers: str) -> Iterator[None]:
-    """Within the block no tqdm bar is drawn and the named loggers pass errors only; both come back at its end."""
-    bar: Any = import_module("tqdm").tqdm
-    start = bar.__init__
-    levels = {name: logging.getLogger(name).level for name in loggers}
+def quiet(*libraries: str) -> Iterator[None]:
+    """Within the block the loggers of these libraries pass errors only, and the libraries draw no bars of their own.
 
-    def disabled(self: Any, *args: Any, **kwargs: Any) -> None:
-        start(self, *args, **{**kwargs, "disable": True})
-
-    bar.__init__ = disabled
-    for name in loggers:
-        logging.getLogger(name).setLevel(logging.ERROR)
-    try:
+    All is as before at its end, and bars that anybody else draws with tqdm are not touched: transformers and datasets
+    have a switch of their own; in other libraries each module's own name `tqdm` stands for a silent one meanwhile.
+    """
+    for name in libraries:
+        import_module(name)
+    loggers = [logging.getLogger(name) for name in libraries]
+    with ExitStack() as stack:
+        for logger in loggers:
+            stack.callback(logger.setLevel, logger.level)
+            logger.setLevel(logging.ERROR)
+        transformers: Any = sys.modules.get("transformers.utils.logging")
+        if transformers and transformers.is_progress_bar_enabled():
+            transformers.disable_progress_bar()
+            stack.callback(transformers.enable_progress_bar)
+        datasets: Any = sys.modules.get("datasets.utils")
+        if datasets and not datasets.are_progress_bars_disabled():
+            datasets.disable_progress_bars()
+            stack.callback(datasets.enable_progress_bars)
+        switched = ("transformers", "datasets")
+        for module in [module for name, module in list(sys.modules.items()) if name.split(".")[0] in libraries]:
+            bar = module.__dict__.get("tqdm")
+            if isinstance(bar, type) and module.__name__.split(".")[0] not in switched:
+                stack.callback(module.__dict__.__setitem__, "tqdm", bar)
+                module.__dict__["tqdm"] = partial(_silent, bar)
         yield
-    finally:
-        bar.__init__ = start
-        for name, level in levels.items():
-            logging.getLogger(name).setLevel(level)
+
+
+def _silent(bar: type, *args: Any, **kwargs: Any) -> Any:
+    return bar(*args, **{**kwargs, "disable": True})

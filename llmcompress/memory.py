@@ -9,6 +9,9 @@ So large blocks are kept out of the heap (`large_blocks_mapped`), from the start
 leave would be filled too; and what is free in the heap is returned before and after every solution (`give_back`). Both
 do nothing on other C libraries than glibc.
 
+The threshold is a property of the process, so only the command line moves it, within `managed`; anywhere else
+`large_blocks_mapped` and `large_blocks_kept` do nothing.
+
 A mapped block comes as pages to be filled anew. Quantization keeps that at a few percent of its time with small batches
 of text, whose activations stay below the size; training and evaluation keep their blocks (`large_blocks_kept`).
 """
@@ -26,7 +29,19 @@ M_MMAP_THRESHOLD = -3
 LARGE_BYTES = 1 << 20
 USUAL_BYTES = 32 << 20
 """Where the threshold ends up by itself, since freeing a block raises it to that block's size, up to this."""
-_thresholds = [USUAL_BYTES]
+_thresholds: list[int] = []
+"""Those in force, the innermost last; empty where nobody said that this process is ours (`managed`)."""
+
+
+@contextmanager
+def managed() -> Iterator[None]:
+    """Let this module set the process's threshold, and begin with large blocks mapped: for the command line alone."""
+    _thresholds.append(USUAL_BYTES)
+    try:
+        with large_blocks_mapped():
+            yield
+    finally:
+        _thresholds.pop()
 
 
 @contextmanager
@@ -48,7 +63,8 @@ def large_blocks_kept() -> Iterator[None]:
 
 @contextmanager
 def _threshold(num_bytes: int) -> Iterator[None]:
-    mallopt = None if "MALLOC_MMAP_THRESHOLD_" in os.environ else _of_c("mallopt")
+    managed_here = _thresholds and "MALLOC_MMAP_THRESHOLD_" not in os.environ
+    mallopt = _of_c("mallopt") if managed_here else None
     if mallopt is None:
         yield
         return

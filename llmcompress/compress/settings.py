@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError, field_validator
 
 from llmcompress.compress.methods.base import METHODS, LinearMethod, MethodSettings
-from llmcompress.compress.scheme import Scheme, preset
+from llmcompress.compress.scheme import PRESETS, Scheme, preset
+from llmcompress.config.options import option, pairs
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.formats.base import default_format
+from llmcompress.formats.base import FORMATS, default_format
+
+SCHEME, METHOD, CALIBRATION = "Scheme", "Method", "Calibration"
+"""Headings of the options in `--help`."""
 
 
 class Override(BaseModel):
@@ -23,40 +27,78 @@ class Override(BaseModel):
     symmetric: bool | None = None
 
 
+def _override_pairs(value: Any) -> Any:
+    """`PATTERN=SCHEME` as an override, in the place of the long form."""
+    if not isinstance(value, list):
+        return value
+    pairs = [entry.partition("=") if isinstance(entry, str) else entry for entry in value]
+    return [{"pattern": pair[0], "scheme": pair[2]} if isinstance(pair, tuple) else pair for pair in pairs]
+
+
 class QuantizeSettings(BaseModel):
     """The quantize stage. None means: as the scheme, the method or the calibration set has it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    scheme: str = Field("W4A16", description="preset: W2A16 W3A16 W4A16 W8A16 NF4 NF4-DQ")
-    group_size: int | None = Field(None, description="in_features sharing a scale; -1 = one scale per row")
-    symmetric: bool | None = Field(None, description="zero point fixed at mid-range")
-    double_quant: bool | None = Field(None, description="NF4: store the scales in 8 bits")
-    method: str = Field("gptq", description="how codes are chosen: rtn, gptq")
-    method_settings: dict[str, Any] = Field({}, description="knobs of the method, e.g. dampening_frac")
-    effort: Literal["standard", "max"] = Field(
-        "standard", description="max: also tune all scales together by KL to the original; both models in memory"
+    scheme: str = option("W4A16", "Preset that the grid is taken from.", group=SCHEME, choices=lambda: PRESETS)
+    group_size: int | None = option(
+        None, "Input features that share a scale; -1: one scale per row. [default: as the preset]",
+        group=SCHEME, metavar="N",
+    )  # fmt: skip
+    symmetric: bool | None = option(
+        None, "Zero point at mid-range, or one per group. [default: as the preset]",
+        group=SCHEME, negative="--asymmetric",
+    )  # fmt: skip
+    double_quant: bool | None = option(None, "NF4 only: scales stored in 8 bits.", group=SCHEME)
+    overrides: Annotated[list[Override], BeforeValidator(_override_pairs)] = option(
+        [], "Another preset for the linears whose path matches; repeatable.",
+        group=SCHEME, flag="--override", metavar="PATTERN=SCHEME",
+    )  # fmt: skip
+    ignore: list[str] = option(
+        [], "Linears to leave in full precision, by path (shell wildcards); repeatable.",
+        group=SCHEME, metavar="PATTERN",
+    )  # fmt: skip
+
+    method: str = option("gptq", "Algorithm that chooses the codes.", group=METHOD, choices=METHODS.names)
+    method_settings: Annotated[dict[str, Any], BeforeValidator(pairs)] = option(
+        {}, "Settings of the method, such as dampening_frac=0.1; repeatable.",
+        group=METHOD, flag="--method-setting", metavar="KEY=VALUE",
+    )  # fmt: skip
+    refine_sweeps: int = option(
+        4, "Sweeps of coordinate descent after the method; 0: none.", group=METHOD, metavar="N", ge=0
     )
-    asymmetric_calibration: bool | None = Field(
-        None, description="also aim at the original's output through its own inputs; None: with effort max"
+    asymmetric_calibration: bool | None = option(
+        None, "Calibration against the output of the original model, run beside. [default: with --effort max]",
+        group=METHOD,
+    )  # fmt: skip
+    effort: Literal["standard", "max"] = option(
+        "standard", "Effort; max also tunes all codes and scales together by KL, with both models in memory.",
+        group=METHOD,
+    )  # fmt: skip
+    tune_steps: int = option(160, "Steps of --effort max, of 2048 tokens each.", group=METHOD, metavar="N", ge=1)
+    on_failure: Literal["raise", "rtn"] = option(
+        "raise", "What happens to a linear that cannot be solved: error, or rounding to nearest.", group=METHOD
     )
-    tune_steps: int = Field(160, ge=1, description="of effort max, 2048 tokens each")
-    refine_sweeps: int = Field(4, ge=0, description="of coordinate descent after the method; 0: none")
-    format: list[str] = Field(
-        [], description="layouts to write; empty: compressed_tensors for integer grids, bitsandbytes for NF4"
+
+    calibration: str | None = option(
+        None, "Calibration set: a name, or a .yaml, .txt or .jsonl file. [default: a bundled model's own]",
+        group=CALIBRATION, metavar="SET",
+    )  # fmt: skip
+    num_samples: int | None = option(
+        None, "Calibration rows. [default: as the set]", group=CALIBRATION, metavar="N", ge=1
     )
-    calibration: str | None = Field(
-        None, description="a named set, a YAML, .txt or .jsonl; None: a bundled model's own"
+    seq_len: int | None = option(None, "Tokens per row. [default: as the set]", group=CALIBRATION, metavar="N", ge=2)
+    batch_tokens: int = option(
+        1024, "Calibration tokens per forward pass of a block.", group=CALIBRATION, metavar="N", ge=1
     )
-    num_samples: int | None = Field(None, ge=1, description="rows of calibration text")
-    seq_len: int | None = Field(None, ge=2, description="tokens per row")
-    batch_tokens: int = Field(1024, ge=1, description="calibration tokens that pass through a layer together")
-    activation_memory_mb: int = Field(
-        4096, ge=0, description="MiB that calibration text may hold between and inside layers; beyond it, recompute"
+    activation_memory_mb: int = option(
+        4096, "Memory for activations, in MiB; beyond it they are recomputed.", group=CALIBRATION, metavar="MIB", ge=0
     )
-    ignore: list[str] = Field([], description="paths of linears to leave in full precision (shell wildcards)")
-    overrides: list[Override] = Field([], description="other grids for some linears")
-    on_failure: Literal["raise", "rtn"] = Field("raise", description="what to do with a linear that cannot be solved")
+
+    format: list[str] = option(
+        [], "Layout on disk; several, separated by commas, give a folder each. [default: by the grid]",
+        choices=FORMATS.names,
+    )  # fmt: skip
 
     @field_validator("format", mode="before")
     @classmethod

@@ -102,6 +102,10 @@ class Stage(ABC):
         """The lines of a run's summary, each `  topic    text`."""
         return []
 
+    def rows(self, settings: Any, report: RunReport) -> list[Any] | None:
+        """The rows of the report that a check has filled, which its verb in Python gives back; None: it has none."""
+        return None
+
     def failures(self, report: RunReport) -> list[str]:
         """Why the run failed, a line each; empty where it did not."""
         return []

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
+
+from llmcompress.config import options
+
+option = partial(options.option, group="Data")
 
 Kind = Literal["auto", "text", "prompt", "instruction", "chat"]
 
@@ -14,21 +19,26 @@ class DataSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    path: str = Field(min_length=1, description="a .jsonl, .json or .parquet file, or a dataset id of the Hub")
-    config: str | None = Field(None, description="configuration of a Hub dataset")
-    split: str = Field("train", description="split of a Hub dataset")
-    revision: str | None = Field(None, description="commit, tag or branch of a Hub dataset")
-    heldout: str | None = Field(None, description="a file of held-out rows; None: taken out of the data")
-    heldout_frac: float = Field(0.1, ge=0, lt=1, description="share of the rows that is held out")
-    kind: Kind = Field("auto", description="what a row is: text, prompt, instruction or chat; auto: by its fields")
-    chat_template: bool | None = Field(
-        None, description="render with the tokenizer's chat template; None: chat and instructions where it has one"
+    path: str = option(
+        ..., "Rows: a .jsonl, .json or .parquet file, or a dataset id of the Hub.",
+        flag="--data", metavar="DATA", min_length=1,
+    )  # fmt: skip
+    config: str | None = option(None, "Configuration of a Hub dataset.", flag="--data-config", metavar="NAME")
+    split: str = option("train", "Split of a Hub dataset.", flag="--data-split", metavar="NAME")
+    revision: str | None = option(
+        None, "Commit, tag or branch of a Hub dataset.", flag="--data-revision", metavar="REVISION"
     )
-    loss_on: Literal["completion", "all"] = Field("completion", description="which tokens are learned, if a row asks")
-    seq_len: int = Field(512, ge=2, description="tokens of a row at most")
-    on_too_long: Literal["drop", "cut"] = Field("drop", description="for rows of more tokens; text is always split")
-    packing: bool = Field(False, description="several examples in a row, each seeing itself alone")
-    max_rows: int | None = Field(None, ge=1, description="read no more rows than these")
+    heldout: str | None = option(None, "File of held-out rows. [default: a share of the data]", metavar="FILE")
+    heldout_frac: float = option(0.1, "Share of the rows that is held out.", metavar="SHARE", ge=0, lt=1)
+    kind: Kind = option("auto", "Kind of the rows; auto: by their fields.", flag="--data-kind")
+    chat_template: bool | None = option(
+        None, "Rendering with the tokenizer's chat template. [default: chats and instructions, where it has one]"
+    )
+    loss_on: Literal["completion", "all"] = option("completion", "Tokens that the loss is taken on.")
+    seq_len: int = option(512, "Tokens per row at most.", metavar="N", ge=2)
+    on_too_long: Literal["drop", "cut"] = option("drop", "Treatment of longer rows; plain text is always split.")
+    packing: bool = option(False, "Several examples per row, each attending to itself alone.")
+    max_rows: int | None = option(None, "Rows read at most.", metavar="N", ge=1)
 
 
 def as_data(value: Any) -> Any:

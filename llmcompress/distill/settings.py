@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 
+from llmcompress.config.options import option
 from llmcompress.data.settings import DataSettings, as_data
 from llmcompress.distill.layer_map import parse
 from llmcompress.errors import LLMCompressError
 from llmcompress.training.settings import TrainingSettings
 
+STUDENT, TEACHER, LOSS, POLICY = "Student", "Teachers", "Losses", "On-policy"
+"""Headings of the options in `--help`."""
 LossName = Literal[
     "forward_kl", "reverse_kl", "js", "ce", "sentence",
     "hidden_mse", "hidden_cosine", "attention_kl", "attention_mse", "embedding",
@@ -37,7 +40,7 @@ class AdapterSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    rank: int = Field(16, ge=1)
+    rank: int = option(16, "Rank of the adapters on a quantized student.", group=STUDENT, metavar="R", ge=1)
 
 
 class OnPolicySettings(BaseModel):
@@ -45,10 +48,14 @@ class OnPolicySettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    lmbda: float = Field(0.5, gt=0, le=1, description="share of the batches that are the student's own text")
-    max_new_tokens: int = Field(64, ge=1, description="that it writes at most")
-    prompt_tokens: int = Field(16, ge=1, description="of a plain text, from which it goes on")
-    sampling_temperature: float = Field(1.0, gt=0, allow_inf_nan=False)
+    lmbda: float = option(
+        0.5, "Share of the batches that the student writes itself (GKD).", group=POLICY, metavar="SHARE", gt=0, le=1
+    )
+    max_new_tokens: int = option(64, "Tokens that the student writes at most.", group=POLICY, metavar="N", ge=1)
+    prompt_tokens: int = option(16, "Tokens of a plain text that it continues.", group=POLICY, metavar="N", ge=1)
+    sampling_temperature: float = option(
+        1.0, "Temperature that the student samples at.", group=POLICY, metavar="T", gt=0, allow_inf_nan=False
+    )
 
 
 def _weights(value: Any) -> Any:
@@ -79,42 +86,67 @@ class DistillSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    data: Annotated[DataSettings, BeforeValidator(as_data)]
-    training: TrainingSettings = TrainingSettings()
-
-    student: str | None = Field(None, description="checkpoint, or a config.json; None: cut from the teacher")
-    keep: Share | None = Field(None, description="share of the teacher's layers, evenly spaced")
-    layers: Annotated[list[int], BeforeValidator(_integers)] = Field([], description="which of the teacher's layers")
-    keep_units: Share | None = Field(None, description="share of the feed-forward units, those that contribute most")
-    keep_heads: Share | None = Field(None, description="share of the heads, in whole key-value groups")
-    importance_rows: int = Field(64, ge=1, description="training rows that contributions are measured on")
+    student: str | None = option(
+        None, "Student: a checkpoint or a config.json. [default: cut from the teacher]", group=STUDENT, metavar="MODEL"
+    )
+    keep: Share | None = option(None, "Share of the teacher's layers, evenly spaced.", group=STUDENT, metavar="SHARE")
+    layers: Annotated[list[int], BeforeValidator(_integers)] = option(
+        [], "Indices of the teacher's layers to keep, such as 0,2,4.",
+        group=STUDENT, flag="--student-layers", metavar="I,J,…",
+    )  # fmt: skip
+    keep_units: Share | None = option(
+        None, "Share of the feed-forward units, those that contribute most.", group=STUDENT, metavar="SHARE"
+    )
+    keep_heads: Share | None = option(
+        None, "Share of the attention heads, in whole key-value groups.", group=STUDENT, metavar="SHARE"
+    )
+    importance_rows: int = option(
+        64, "Training rows that contributions are measured on.", group=STUDENT, metavar="N", ge=1
+    )
     adapter: AdapterSettings = AdapterSettings()
 
-    weight: float = Field(1.0, ge=0, description="of the first teacher beside the others")
-    teachers: Annotated[list[TeacherRef], BeforeValidator(_references)] = Field([], description="further teachers")
-    combine: Literal["probabilities", "logits"] = Field("probabilities", description="what is averaged over teachers")
-
-    losses: Annotated[dict[LossName, Weight], BeforeValidator(_weights)] = Field(
-        {}, description="loss -> weight; empty: forward_kl, or sentence for sentence encoders"
+    weight: float = option(1.0, "Weight of the first teacher.", hidden=True, ge=0)
+    teachers: Annotated[list[TeacherRef], BeforeValidator(_references)] = option(
+        [], "Further teachers with their weights.", hidden=True
     )
-    temperature: float = Field(1.0, gt=0, allow_inf_nan=False, description="of both distributions")
-    beta: float = Field(0.5, gt=0, lt=1, description="of js: the teacher's part in the mixture")
-    layer_map: str = Field("uniform", description="uniform, last, final, or student:teacher pairs such as 0:1,1:3")
-    projection: Literal["learned", "none"] = Field("learned", description="where hidden widths differ")
-    phase_frac: float = Field(
-        0.0,
-        ge=0,
-        lt=1,
-        description="share of the steps, the first, that train on hidden states and attention alone; then predictions",
+    combine: Literal["probabilities", "logits"] = option(
+        "probabilities", "What is averaged over several teachers.", group=TEACHER
+    )
+    cache: str | None = option(
+        None, "Folder for the teachers' predictions; filled where it is empty.", group=TEACHER, metavar="DIR"
+    )
+    refill_cache: bool = option(
+        False, "Cache filled anew where another teacher or other data filled it.", group=TEACHER
+    )
+    cache_tokens: int = option(64, "Top-k of the cached distributions.", group=TEACHER, metavar="K", ge=1)
+    one_at_a_time: bool = option(False, "Never two teachers in memory; they fill the cache in turn.", group=TEACHER)
+
+    losses: Annotated[dict[LossName, Weight], BeforeValidator(_weights)] = option(
+        {}, "Loss and its weight; repeatable. [default: forward_kl, for sentence encoders sentence]",
+        group=LOSS, flag="--loss", metavar="NAME=W", choices=lambda: get_args(LossName),
+    )  # fmt: skip
+    temperature: float = option(
+        1.0, "Temperature of both distributions.", group=LOSS, metavar="T", gt=0, allow_inf_nan=False
+    )
+    beta: float = option(0.5, "Loss js: weight of the teacher in the mixture.", group=LOSS, metavar="BETA", gt=0, lt=1)
+    layer_map: str = option(
+        "uniform", "Pairing of hidden states: uniform, last, final, or student:teacher pairs such as 0:1,1:3.",
+        group=LOSS, metavar="MAP",
+    )  # fmt: skip
+    projection: Literal["learned", "none"] = option(
+        "learned", "Projection between hidden states of different widths.", group=LOSS
+    )
+    phase_frac: float = option(
+        0.0, "Share of the steps, the first, on hidden-state losses alone; prediction losses come after.",
+        group=LOSS, metavar="SHARE", ge=0, lt=1,
+    )  # fmt: skip
+    masked_frac: float = option(
+        0.15, "Masked language models: share of the tokens to predict.", group=LOSS, metavar="SHARE", gt=0, lt=1
     )
 
-    on_policy: OnPolicySettings | None = Field(None, description="train on the student's own text; None: on the data's")
-
-    cache: str | None = Field(None, description="folder of cached predictions; filled where they are not there yet")
-    refill_cache: bool = Field(False, description="fill it again where it was filled by another teacher or data")
-    cache_tokens: int = Field(64, ge=1, description="likeliest tokens kept of every distribution")
-    one_at_a_time: bool = Field(False, description="never two teachers in memory: they fill the cache in turn")
-    masked_frac: float = Field(0.15, gt=0, lt=1, description="masked-language models: share of tokens to predict")
+    on_policy: OnPolicySettings | None = None
+    data: Annotated[DataSettings, BeforeValidator(as_data)]
+    training: TrainingSettings = TrainingSettings()
 
     @field_validator("layer_map")
     @classmethod

@@ -27,6 +27,7 @@ from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.console import quiet
 from llmcompress.errors import LLMCompressError, third_party
 from llmcompress.evaluate import adapted
+from llmcompress.evaluate.settings import Choice
 from llmcompress.formats.base import by_quant_method
 from llmcompress.models import config as configs
 from llmcompress.models import loading
@@ -36,7 +37,6 @@ from llmcompress.models.vocabulary import guard_embedding, num_embeddings, token
 if TYPE_CHECKING:
     import torch
 
-Choice = Literal["auto", "native", "dequantized"]
 Kernels = Literal["plain", "native", "dequantized"]
 """Whose arithmetic a figure rests on: transformers on plain weights, the layout's own package, or our reading."""
 

@@ -126,10 +126,10 @@ def run_task(task: ReadyTask, model: Any, tokenizer: Any, limit: int | None, bat
 
     Raises: LLMCompressError when the harness cannot run the task on this model.
     """
-    with quiet("lm_eval", "datasets"), third_party(f"task {task.name}: cannot be run"), _templates(task.sandboxed):
-        from lm_eval.evaluator import evaluate
-        from lm_eval.models.huggingface import HFLM
+    from lm_eval.evaluator import evaluate
+    from lm_eval.models.huggingface import HFLM
 
+    with quiet("lm_eval", "datasets"), third_party(f"task {task.name}: cannot be run"), _templates(task.sandboxed):
         task.handle.set_fewshot_seed(seed=seed)
         language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
         results = evaluate(

@@ -19,30 +19,16 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate import engines
-from llmcompress.evaluate.engines import Choice
+from llmcompress.evaluate.settings import MeasureSettings
 from llmcompress.report import Measurement, Speed, environment
 
 PREFIX = "llmcompress-speed "
 """How a response starts on a worker's stdout; whatever else is there, libraries wrote."""
 BASELINE, COMPRESSED = "baseline", "compressed"
-
-
-class MeasureSettings(BaseModel):
-    """The measure stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    baseline: str | None = Field(default=None, description="folder, Hub id or bundled/NAME; None: the run's own source")
-    engine: Choice = "auto"
-    prompt_tokens: int = Field(default=128, ge=1, description="at most what the models take, less the new ones")
-    new_tokens: int = Field(default=32, ge=1)
-    rounds: int = Field(default=5, ge=1)
 
 
 def measure(checkpoint: Path, baseline: Checkpoint, settings: MeasureSettings, *, progress: Progress) -> Measurement:

@@ -15,17 +15,15 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.evaluate import contamination, engines, results, text
 from llmcompress.evaluate.baseline import Baseline, BaselineCache, cache_folder
-from llmcompress.evaluate.engines import Choice
 from llmcompress.evaluate.harness import ReadyTask, TaskRun, find_tasks, harness_version, item_texts, run_task
 from llmcompress.evaluate.provenance import Consent
+from llmcompress.evaluate.settings import EvaluateSettings
 from llmcompress.evaluate.statistics import overall
 from llmcompress.evaluate.suite import Suite, TaskEntry, TextEntry, load_suite
 from llmcompress.evaluate.text_metrics import text_metric
@@ -37,22 +35,6 @@ if TYPE_CHECKING:
 
 RunKey = tuple[str, int, int | None]
 """Task, few-shot count, limit: the entries of a suite that share these share one run."""
-
-
-class EvaluateSettings(BaseModel):
-    """What the user chooses. `limit` caps the items of every task, below what the suite itself allows."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    suite: str = Field(description="a bundled suite's name or the path of a YAML")
-    baseline: str | None = Field(default=None, description="folder, Hub id or bundled/NAME; None: the run's own source")
-    engine: Choice = "auto"
-    limit: int | None = Field(default=None, ge=2, description="items per task at most")
-    batch_size: int = Field(default=8, ge=1)
-    overlap_bound: float = Field(
-        default=0.01, ge=0, le=1, description="largest share of a task's items that calibration or training text holds"
-    )
-    allow_overlap: bool = Field(default=False, description="evaluate even so, and show it on the card")
 
 
 def evaluate(

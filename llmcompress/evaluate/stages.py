@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from statistics import median
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmcompress.config.stage import Context, Stage, Work, sha256
 from llmcompress.console import megabytes
-from llmcompress.evaluate.speed import MeasureSettings
-from llmcompress.evaluate.stage import EvaluateSettings
+from llmcompress.evaluate.settings import EvaluateSettings, MeasureSettings
 
 if TYPE_CHECKING:
     from llmcompress.report import Evaluation, RunReport
@@ -48,6 +47,18 @@ class Evaluate(Stage):
     def summary(self, report: RunReport) -> list[str]:
         """A line per suite, and below it one per task and text."""
         return [line for evaluation in report.evaluations for line in _evaluation_lines(evaluation)]
+
+    def rows(self, settings: EvaluateSettings, report: RunReport) -> list[Any]:
+        """A row for each task and each text of the suite."""
+        from llmcompress.evaluate.suite import load_suite
+
+        name = load_suite(settings.suite).name
+        return [
+            row
+            for evaluation in report.evaluations
+            if evaluation.suite == name
+            for row in (*evaluation.tasks, *evaluation.texts)
+        ]
 
     def failures(self, report: RunReport) -> list[str]:
         """Suites whose budget was exceeded."""
@@ -107,3 +118,7 @@ class Measure(Stage):
         memory = f"{megabytes(before.peak_memory_bytes)} -> {megabytes(after.peak_memory_bytes)}"
         loading = f"{before.load_s:.2g} -> {after.load_s:.2g} s"
         return [f"  speed    prefill {prefill}; decode {decode}; loading {loading}; peak memory {memory}"]
+
+    def rows(self, settings: MeasureSettings, report: RunReport) -> list[Any]:
+        """A row for each of the two models."""
+        return list(report.speed.rows) if report.speed else []

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from functools import partial
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
 
+from llmcompress.config import options
 from llmcompress.data.settings import DataSettings, as_data
 from llmcompress.training.settings import TrainingSettings
 
+option = partial(options.option, group="Adapter")
+MERGE = "Merge"
+"""Headings of the options in `--help`."""
 Data = Annotated[DataSettings, BeforeValidator(as_data)]
 
 
@@ -17,10 +23,20 @@ class AdaLoraSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    initial_rank: int | None = Field(None, ge=1, description="of every linear; None: one and a half times the rank")
-    warmup_frac: float = Field(0.1, ge=0, lt=1, description="share of the steps before ranks begin to fall")
-    final_frac: float = Field(0.3, ge=0, lt=1, description="share of the steps after they have stopped falling")
-    orthogonality: float = Field(0.5, gt=0, description="weight of the term that keeps singular vectors orthogonal")
+    initial_rank: int | None = option(
+        None, "AdaLoRA: initial rank of every linear. [default: 1.5 times --rank]", metavar="R", ge=1
+    )
+    warmup_frac: float = option(
+        0.1, "AdaLoRA: share of the steps before the ranks are cut.",
+        flag="--rank-warmup-frac", metavar="SHARE", ge=0, lt=1
+    )  # fmt: skip
+    final_frac: float = option(
+        0.3, "AdaLoRA: share of the steps after the ranks are cut.",
+        flag="--rank-final-frac", metavar="SHARE", ge=0, lt=1
+    )  # fmt: skip
+    orthogonality: float = option(
+        0.5, "AdaLoRA: weight of the penalty that keeps singular vectors orthogonal.", metavar="W", gt=0
+    )
 
 
 class FinetuneSettings(BaseModel):
@@ -28,21 +44,28 @@ class FinetuneSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    adapter: Literal["lora", "qlora", "adalora"] = "qlora"
+    adapter: Literal["lora", "qlora", "adalora"] = option("qlora", "Kind of adapter.")
+    rank: int = option(16, "Rank of every adapted linear; AdaLoRA: their average at the end.", metavar="R", ge=1)
+    alpha: float | None = option(
+        None, "Numerator of the update's scale, alpha / rank. [default: twice --rank]", metavar="ALPHA", gt=0
+    )
+    dropout: float = option(0.0, "Dropout on the adapter's input.", metavar="P", ge=0, lt=1)
+    target_modules: list[str] = option(
+        ["all-linear"], "Linears to adapt, by path (shell wildcards); repeatable.",
+        flag="--target", metavar="PATTERN", min_length=1,
+    )  # fmt: skip
+    dora: bool = option(False, "DoRA: magnitude of each weight trained apart from its direction.")
+    rslora: bool = option(False, "rsLoRA: update scaled by alpha / sqrt(rank).")
+    init: Literal["default", "loftq", "residual"] = option(
+        "default", "Initial adapter; loftq and residual: the error of the quantized base."
+    )
+    init_rows: int = option(64, "Training rows for the Hessian of --init residual.", metavar="N", ge=1)
+    base: Literal["auto", "full", "nf4"] = option(
+        "auto", "Precision of the frozen base; auto: nf4 for qlora, else as stored."
+    )
+    double_quant: bool = option(False, "NF4 base with its scales in 8 bits.")
     data: Data
     training: TrainingSettings = TrainingSettings()
-    base: Literal["auto", "full", "nf4"] = Field("auto", description="auto: nf4 for qlora, else as the checkpoint is")
-    double_quant: bool = Field(False, description="base nf4: scales in 8 bits too")
-    rank: int = Field(16, ge=1, description="of every adapted linear; for adalora the average at the end")
-    alpha: float | None = Field(None, gt=0, description="the update is scaled by alpha / rank; None: twice the rank")
-    dropout: float = Field(0.0, ge=0, lt=1, description="of the adapter's input")
-    target_modules: list[str] = Field(["all-linear"], min_length=1, description="paths of linears (shell wildcards)")
-    dora: bool = Field(False, description="learn each weight's magnitude apart from its direction")
-    rslora: bool = Field(False, description="scale by alpha / sqrt(rank)")
-    init: Literal["default", "loftq", "residual"] = Field(
-        "default", description="loftq, residual: begin with what quantizing the base lost"
-    )
-    init_rows: int = Field(64, ge=1, description="init residual: training rows that the Hessian is taken from")
     adalora: AdaLoraSettings = AdaLoraSettings()
 
     @model_validator(mode="after")
@@ -66,9 +89,18 @@ class AdapterRef(BaseModel):
 
 
 def _references(value: Any) -> Any:
-    return (
-        [{"path": entry} if isinstance(entry, str) else entry for entry in value] if isinstance(value, list) else value
-    )
+    """`FOLDER` and `FOLDER:WEIGHT` as references, in the place of the long form."""
+    if not isinstance(value, list):
+        return value
+    return [_reference(entry) if isinstance(entry, str) else entry for entry in value]
+
+
+def _reference(text: str) -> dict[str, Any]:
+    path, colon, weight = text.rpartition(":")
+    try:
+        return {"path": text} if not colon or Path(text).exists() else {"path": path, "weight": float(weight)}
+    except ValueError:
+        return {"path": text}
 
 
 class MergeSettings(BaseModel):
@@ -76,14 +108,18 @@ class MergeSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    adapters: Annotated[list[AdapterRef], BeforeValidator(_references)] = Field(
-        [], description="folders, each with a weight; none: the adapter of the finetune stage before"
+    adapters: Annotated[list[AdapterRef], BeforeValidator(_references)] = option(
+        [], "Adapters with their weights. [default: the one of the finetune stage before]", hidden=True
     )
-    onto: Literal["auto", "dequantized", "original"] = Field(
-        "auto", description="NF4 values, or full-precision ones; auto: those that the adapter was trained on"
+    onto: Literal["auto", "dequantized", "original"] = option(
+        "auto", "Weights to merge onto; auto: those that the adapter was trained on.", group=MERGE
     )
-    data: Annotated[DataSettings | None, BeforeValidator(as_data)] = Field(
-        None, description="held-out rows to measure on; None: those of the training"
+    data: Annotated[DataSettings | None, BeforeValidator(as_data)] = option(
+        None, "Rows to measure the merge on. [default: held-out rows of the training]", group=MERGE, metavar="DATA"
     )
-    measure: bool = Field(True, description="compare both ways of merging with base plus adapter on held-out rows")
-    survival: bool = Field(True, description="measure how much of the adapter a quantize stage after this one keeps")
+    measure: bool = option(
+        True, "Comparison of both ways of merging with base plus adapter, on held-out rows.", group=MERGE
+    )
+    survival: bool = option(
+        True, "Measurement of what a quantize stage after this one keeps of the adapter.", group=MERGE
+    )

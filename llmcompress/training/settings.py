@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
+
+from llmcompress.config import options
+
+option = partial(options.option, group="Training")
 
 
 class TrainingSettings(BaseModel):
@@ -12,17 +17,17 @@ class TrainingSettings(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    learning_rate: float = Field(2e-4, gt=0)
-    schedule: Literal["linear", "cosine", "constant"] = Field("cosine", description="of the learning rate")
-    warmup_frac: float = Field(0.03, ge=0, lt=1, description="share of the steps over which it rises")
-    weight_decay: float = Field(0.0, ge=0)
-    max_grad_norm: float = Field(1.0, gt=0, description="longer gradients are scaled down to it")
-    epochs: float = Field(1.0, gt=0, description="times that the data is gone through")
-    max_steps: int | None = Field(None, ge=1, description="optimizer steps; None: as many as the epochs take")
-    batch_size: int = Field(8, ge=1, description="rows that a process computes together")
-    accumulation: int = Field(1, ge=1, description="batches that make one optimizer step")
-    gradient_checkpointing: bool = Field(False, description="compute activations twice instead of keeping them")
-    precision: Literal["auto", "float32", "bfloat16"] = Field(
-        "auto", description="auto: bfloat16 on an accelerator, float32 on a CPU"
+    learning_rate: float = option(2e-4, "Peak learning rate.", metavar="LR", gt=0)
+    schedule: Literal["linear", "cosine", "constant"] = option("cosine", "Learning rate schedule after the warmup.")
+    warmup_frac: float = option(0.03, "Warmup, as a share of the steps.", metavar="SHARE", ge=0, lt=1)
+    weight_decay: float = option(0.0, "Weight decay of AdamW.", metavar="DECAY", ge=0)
+    max_grad_norm: float = option(1.0, "Norm to which larger gradients are clipped.", metavar="NORM", gt=0)
+    epochs: float = option(1.0, "Passes over the data.", metavar="N", gt=0)
+    max_steps: int | None = option(None, "Optimizer steps. [default: as many as the epochs take]", metavar="N", ge=1)
+    batch_size: int = option(8, "Rows per process and batch.", metavar="N", ge=1)
+    accumulation: int = option(1, "Batches per optimizer step.", metavar="N", ge=1)
+    gradient_checkpointing: bool = option(False, "Activations recomputed in the backward pass: less memory, more time.")
+    precision: Literal["auto", "float32", "bfloat16"] = option(
+        "auto", "Compute dtype; auto: bfloat16 on an accelerator, float32 on a CPU."
     )
-    save_every: int | None = Field(None, ge=1, description="steps between checkpoints; None: ten in a run")
+    save_every: int | None = option(None, "Steps between checkpoints. [default: ten in a run]", metavar="N", ge=1)

@@ -9,19 +9,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from pydantic import BaseModel, ConfigDict, Field
-
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.report import EngineVerdict
 from llmcompress.verify.compatibility import facts, judge, tables
-
-
-class CheckSettings(BaseModel):
-    """The check stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    engine: str | None = Field(None, description="one of those with a table; None: all of them")
+from llmcompress.verify.settings import CheckSettings
 
 
 def check(checkpoint: Checkpoint | Path, settings: CheckSettings) -> list[EngineVerdict]:

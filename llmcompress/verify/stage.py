@@ -22,12 +22,13 @@ import tempfile
 from pathlib import Path
 from typing import IO
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict
 
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError
 from llmcompress.models.tasks import task
 from llmcompress.report import ADAPTER, Check, RunReport
+from llmcompress.verify.settings import VerifySettings
 
 STATIC = ("files", "tensors", "untouched", "round trip", "side files")
 COMPUTED = ("logits", "generation", "engine")
@@ -38,20 +39,6 @@ FILES_ALONE = ("files",)
 """The same for an adapter's folder, which holds no model, and for an encoder, which generates nothing."""
 PREFIX = "llmcompress-verify "
 """How a line with a check starts on the fresh process's stdout; whatever else is there, libraries wrote."""
-
-
-class VerifySettings(BaseModel):
-    """The verify stage."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True)
-
-    forward: bool = Field(True, description="also run both models: logits, generation, the engine's own reading")
-    logits_bound: float = Field(
-        0.5,
-        gt=0,
-        allow_inf_nan=False,
-        description="largest ||logits - original's||^2 / ||original's||^2, each less its mean; unrelated models have 1",
-    )
 
 
 class Request(BaseModel):

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from llmcompress.config.stage import Stage, Work
-from llmcompress.verify.check import CheckSettings
-from llmcompress.verify.stage import VerifySettings
+from llmcompress.verify.settings import CheckSettings, VerifySettings
 
 if TYPE_CHECKING:
     from llmcompress.report import RunReport
@@ -42,6 +41,10 @@ class Verify(Stage):
             f"           FAILED {check.name}: {check.detail}" for check in failed
         ]
 
+    def rows(self, settings: VerifySettings, report: RunReport) -> list[Any]:
+        """The checks."""
+        return list(report.checks)
+
     def failures(self, report: RunReport) -> list[str]:
         """Checks that did not pass."""
         return [f"check {check.name}: {check.detail}" for check in report.checks if not check.passed]
@@ -68,6 +71,10 @@ class Check(Stage):
         texts = {True: "loads", False: "does not load", None: "not judged"}
         verdicts = [f"{verdict.engine} {verdict.version}: {texts[verdict.loads]}" for verdict in report.engines]
         return [f"  engines  {'; '.join(verdicts)}"] if verdicts else []
+
+    def rows(self, settings: CheckSettings, report: RunReport) -> list[Any]:
+        """The verdicts on the engines that were asked for."""
+        return [verdict for verdict in report.engines if settings.engine in (None, verdict.engine)]
 
     def failures(self, report: RunReport) -> list[str]:
         """Where no engine at all loads the checkpoint."""

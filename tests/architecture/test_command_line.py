@@ -6,15 +6,19 @@ import ast
 import importlib
 import os
 import re
+import resource
 import shlex
 import subprocess
 import sys
 from functools import cache
 
+import click
 import pytest
 
+from llmcompress.cli.main import app
 from tests.architecture.sources import ROOT
 
+HELP_LIMIT_S = 0.4
 START = "import sys; from llmcompress.cli.main import main; main()"
 HEAVY = ("torch", "transformers", "lm_eval", "matplotlib", "bitsandbytes", "numba", "datasets", "peft", "pandas")
 
@@ -57,6 +61,30 @@ main()
     done = run(code, "--help")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip().splitlines()[-1] == "loaded: []"
+
+
+VERBS = [(), *((name,) for name in app().list_commands(click.Context(app()))), ("recipes", "ls"), ("recipes", "show")]
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_is_there_at_once(verb: tuple[str, ...]) -> None:
+    times = []  # of the processor: what a quiet machine takes, also on one that is not
+    for _ in range(3):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        done = run(START, *verb, "--help")
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        times.append(after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime)
+        assert done.returncode == 0 and done.stdout.startswith("Usage: llmcompress")
+        if times[-1] < HELP_LIMIT_S:
+            return
+    raise AssertionError(f"{' '.join(verb) or 'llmcompress'} --help takes {min(times):.2f} s")
+
+
+@pytest.mark.parametrize("verb", VERBS, ids=" ".join)
+def test_help_has_an_example(verb: tuple[str, ...]) -> None:
+    if verb not in ((), ("recipes",), ("recipes", "ls")):
+        assert f"Example:\n  llmcompress {' '.join(verb)}" in help_of(*verb) or verb == ("completion",)
+    assert "-h, --help" in help_of(*verb)
 
 
 def test_readme_shows_commands() -> None:

@@ -1,6 +1,6 @@
 """Imports point one way, and every engine has one door.
 
-errors ← config, report … ← checkpoint, models, data ← compress, formats … ← evaluate, verify, card … ← pipeline ← cli
+errors ← config, report … ← checkpoint, models, data ← compress, formats … ← evaluate, verify, card … ← pipeline ← api ← cli
 """
 
 from __future__ import annotations
@@ -37,6 +37,7 @@ LAYERS = (
     {"distill", "finetune"},
     {"card", "evaluate", "publish", "verify"},
     {"pipeline"},
+    {"api"},
     {"cli"},
     {"__main__"},
 )

@@ -24,8 +24,8 @@ def peak_bytes(model: Path, out: Path, settings: dict[str, object]) -> int:
     """
     script = f"""
         import re, threading, time
-        from llmcompress.memory import large_blocks_mapped
-        start = large_blocks_mapped()
+        from llmcompress.memory import managed
+        start = managed()
         start.__enter__()  # as the command does before it imports anything else
         from llmcompress.console import Silent
         from llmcompress.config.recipe import Recipe

@@ -1,0 +1,45 @@
+"""What a user may ask of evaluating and measuring. Free of torch and NumPy, so that `--help` loads at once."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict
+
+from llmcompress.config.options import option
+from llmcompress.evaluate.suite import suite_names
+
+Choice = Literal["auto", "native", "dequantized"]
+
+
+class EvaluateSettings(BaseModel):
+    """What the user chooses. `limit` caps the items of every task, below what the suite itself allows."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    suite: str = option(..., "Suite: a bundled one, or a YAML file.", metavar="SUITE", choices=suite_names)
+    baseline: str | None = option(
+        None, "Model to compare with: folder, Hub id or bundled/NAME. [default: what it was made from]", metavar="MODEL"
+    )
+    engine: Choice = option("auto", "Backend; native: the format's own kernels.")
+    limit: int | None = option(None, "Items per task at most. [default: as the suite]", metavar="N", ge=2)
+    batch_size: int = option(8, "Sequences per batch.", metavar="N", ge=1)
+    overlap_bound: float = option(
+        0.01, "Contamination that is accepted: share of a task's items in the calibration or training text.",
+        metavar="SHARE", ge=0, le=1,
+    )  # fmt: skip
+    allow_overlap: bool = option(False, "Evaluation despite contamination; the card shows it.")
+
+
+class MeasureSettings(BaseModel):
+    """The measure stage."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    baseline: str | None = option(
+        None, "Model to compare with: folder, Hub id or bundled/NAME. [default: what it was made from]", metavar="MODEL"
+    )
+    engine: Choice = option("auto", "Backend; native: the format's own kernels.")
+    prompt_tokens: int = option(128, "Tokens of the prompt, at most what both models take.", metavar="N", ge=1)
+    new_tokens: int = option(32, "Tokens that are generated.", metavar="N", ge=1)
+    rounds: int = option(5, "Timings of each model, in turn.", metavar="N", ge=1)
