@@ -20,8 +20,8 @@ import llmcompress
 from tests.architecture.sources import ROOT
 
 GUIDES = sorted((ROOT / "llmcompress" / "guides").glob("*.md"))
-QUICK = {"calibrate", "python"}
-"""Guides that the default run executes; the others take up to a minute each."""
+QUICK = {"python"}
+"""Guides that the default run executes; the others take half a minute to two minutes each."""
 
 
 def blocks(text: str) -> list[tuple[str, str]]:
