@@ -68,7 +68,7 @@ def test_results_are_listed() -> None:
     assert {path.name for path in RESULTS if path.stem != "README"} <= listed
 
 
-def test_scripts_that_documents_name_exist() -> None:
-    for path in (README, *GUIDES, *RESULTS):
-        for name in re.findall(r"scripts/([a-z_0-9]+(?:\.\w+)?)", path.read_text(encoding="utf-8")):
-            assert (ROOT / "scripts" / name).exists(), f"{path.name}: scripts/{name}"
+@every_document
+def test_files_that_a_document_names_exist(path: Path) -> None:
+    named = re.findall(r"(?<![\w/])(?:scripts|tests|llmcompress|eval|calibration)/[\w/.-]*\w", path.read_text(encoding="utf-8"))
+    assert not [name for name in named if not (ROOT / name).exists()]
