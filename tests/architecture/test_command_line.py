@@ -1,4 +1,4 @@
-"""The command line starts fast and is what the README says it is."""
+"""The command line starts fast and is what README and guides say it is."""
 
 from __future__ import annotations
 
@@ -43,12 +43,17 @@ def is_in(pattern: str, text: str) -> bool:
     return re.search(pattern, text, flags=re.M) is not None
 
 
-def commands_in_readme() -> list[str]:
-    """Every llmcompress command of the README's shell blocks; a backslash continues the line."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
-    blocks = re.findall(r"```(?:bash|console|sh)\n(.*?)```", text, flags=re.S)
-    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
-    return [line.strip().removeprefix("$ ") for line in lines if re.match(r"(\$ )?llmcompress ", line.strip())]
+def documents() -> str:
+    """The text of the README and of all guides."""
+    paths = [ROOT / "README.md", *sorted((ROOT / "llmcompress" / "guides").glob("*.md"))]
+    return "\n".join(path.read_text(encoding="utf-8") for path in paths)
+
+
+def documented_commands() -> list[str]:
+    """Every llmcompress command of the documents' shell blocks, once; a backslash continues the line."""
+    blocks = re.findall(r"```(?:bash|console|sh)\n(.*?)```", documents(), flags=re.S)
+    lines = [line.strip().removeprefix("$ ") for line in "\n".join(blocks).replace("\\\n", " ").splitlines()]
+    return list(dict.fromkeys(line for line in lines if line.startswith("llmcompress ")))
 
 
 def test_help_imports_nothing_heavy() -> None:
@@ -87,12 +92,12 @@ def test_help_has_an_example(verb: tuple[str, ...]) -> None:
     assert "-h, --help" in help_of(*verb)
 
 
-def test_readme_shows_commands() -> None:
-    assert len(commands_in_readme()) >= 5
+def test_documents_show_commands() -> None:
+    assert len(documented_commands()) >= 5
 
 
-@pytest.mark.parametrize("line", commands_in_readme())
-def test_readme_command_exists(line: str) -> None:
+@pytest.mark.parametrize("line", documented_commands())
+def test_documented_command_exists(line: str) -> None:
     words = shlex.split(line, comments=True)[1:]
     assert is_in(rf"^\W*{words[0]}\s", help_of()), f"no command {words[0]!r}"
     verb = tuple(words[:2]) if words[0] == "recipes" and len(words) > 1 else (words[0],)
@@ -102,14 +107,16 @@ def test_readme_command_exists(line: str) -> None:
             assert is_in(rf"(^|[\s,|]){re.escape(word.split('=')[0])}\b", text), f"{verb} has no {word}"
 
 
-def python_in_readme() -> list[str]:
-    """The README's Python blocks."""
-    return re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), flags=re.S)
+def documented_python() -> list[str]:
+    """The documents' Python blocks."""
+    return re.findall(r"```python\n(.*?)```", documents(), flags=re.S)
 
 
-@pytest.mark.parametrize("block", python_in_readme(), ids=lambda block: block.splitlines()[0])
-def test_readme_imports_exist(block: str) -> None:
+@pytest.mark.parametrize("block", documented_python(), ids=lambda block: block.splitlines()[0])
+def test_documented_python_exists(block: str) -> None:
     for node in ast.walk(ast.parse(block)):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "lc":
+            assert hasattr(importlib.import_module("llmcompress"), node.attr), f"llmcompress has no {node.attr}"
         if isinstance(node, ast.ImportFrom):
             module = importlib.import_module(str(node.module))
             assert all(hasattr(module, alias.name) for alias in node.names), ast.unparse(node)

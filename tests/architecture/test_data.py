@@ -61,7 +61,10 @@ def test_wheel_carries_the_data(tmp_path: Path) -> None:
         packed = set(wheel.namelist())
     for top in ("calibration", "eval"):
         for path in (ROOT / top).rglob("*"):
+            name = str(path.relative_to(ROOT))
             if path.is_file() and "__pycache__" not in path.parts:
-                assert f"llmcompress/_data/{path.relative_to(ROOT)}" in packed
-    assert {f"llmcompress/recipes/{path.name}" for path in RECIPES} <= packed
+                assert (f"llmcompress/_data/{name}" in packed) is not name.startswith("eval/results/"), name
+    for folder in ("recipes", "guides"):
+        for path in (ROOT / "llmcompress" / folder).iterdir():
+            assert f"llmcompress/{folder}/{path.name}" in packed
     assert {"llmcompress/py.typed", "llmcompress/training/fsdp.yaml"} <= packed
