@@ -187,20 +187,20 @@ def license_fields(report: RunReport) -> dict[str, str]:
     A link that is a file of the source's repository is made whole; one that leads nowhere from here is left out.
     """
     source = report.source
-    stated = report.card.license or (source.licence if source else None)
+    stated = report.card.license or (source.license if source else None)
     if stated is None:
         return {}
     if stated.strip().lower() in LICENSES:
         return {"license": stated.strip().lower()}
-    known = source if source and source.licence == stated else None
-    name = (known and known.licence_name) or (stated if stated.lower() != "other" else "see-base-model")
+    known = source if source and source.license == stated else None
+    name = (known and known.license_name) or (stated if stated.lower() != "other" else "see-base-model")
     slug = re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "unnamed"
     link = _whole_link(known) if known else None
     return {"license": "other", "license_name": slug} | ({"license_link": link} if link else {})
 
 
 def _whole_link(source: Source) -> str | None:
-    link = source.licence_link
+    link = source.license_link
     if link is None or link.startswith(("https://", "http://")):
         return link
     if source.hub_id is None:

@@ -213,7 +213,7 @@ def suite(evaluation: Evaluation, report: RunReport) -> dict[str, Any]:
     tested = [row for row in evaluation.tasks if row.mcnemar_p is not None]
     rows = [(row.task, row.verdict) for row in evaluation.tasks]
     rows += [(row.name, row.verdict) for row in evaluation.texts]
-    searched = [row for row in evaluation.overlaps if row.share is not None]
+    searched = [row for row in evaluation.contamination if row.share is not None]
     return {
         "evaluation": evaluation,
         "of_the_source": report.source is not None and evaluation.baseline == report.source.identity,
@@ -227,9 +227,9 @@ def suite(evaluation: Evaluation, report: RunReport) -> dict[str, Any]:
         "inconclusive": [code(name) for name, verdict in rows if verdict == "inconclusive"],
         "searched": searched,
         "searched_texts": " and ".join(dict.fromkeys(text(row.text) for row in searched)),
-        "num_seen": sum(row.num_found for row in searched),
-        "num_judged": sum(row.num_items - row.num_short for row in searched),
-        "num_too_short": sum(row.num_short for row in searched),
+        "num_seen": sum(row.num_contaminated for row in searched),
+        "num_judged": sum(row.num_items - row.num_too_short for row in searched),
+        "num_too_short": sum(row.num_too_short for row in searched),
     }
 
 
@@ -286,7 +286,11 @@ def text_cells(row: TextResult) -> list[str]:
     ratio = row.compressed_perplexity / row.baseline_perplexity
     named = (("KL", row.budget_kl), ("ratio", row.budget_perplexity_ratio))
     budgets = ", ".join(f"{name} {significant(value, 6)}" for name, value in named if value is not None)
-    over = "" if row.shared_entries is None else f", over the {count(row.shared_entries)} entries that both models have"
+    over = (
+        ""
+        if row.shared_vocabulary is None
+        else f", over the {count(row.shared_vocabulary)} entries that both models have"
+    )
     return [
         f"{code(row.name)}, {count(row.num_tokens)} tokens in rows of {count(row.seq_len)}{over}",
         fixed(row.baseline_perplexity, digits),

@@ -70,17 +70,17 @@ def side_files(folder: Path) -> list[Path]:
 
 
 def source_metadata(folder: Path) -> dict[str, Any]:
-    """licence, licence_name, licence_link, languages and pipeline_tag from README.md's front matter, where stated.
+    """license, license_name, license_link, languages and pipeline_tag from README.md's front matter, where stated.
 
-    Read as the Hub reads them, never invented: one licence may stand in a list, several make `other` with their names,
+    Read as the Hub reads them, never invented: one license may stand in a list, several make `other` with their names,
     and `language: no` is Norwegian. What is not readable is left out.
     """
     front = front_matter(folder / "README.md")
     licences = [each for each in _listed(front.get("license")) if isinstance(each, str)]
     found = {
-        "licence": licences[0] if len(licences) == 1 else "other" if licences else None,
-        "licence_name": front.get("license_name") or (", ".join(licences) if len(licences) > 1 else None),
-        "licence_link": front.get("license_link"),
+        "license": licences[0] if len(licences) == 1 else "other" if licences else None,
+        "license_name": front.get("license_name") or (", ".join(licences) if len(licences) > 1 else None),
+        "license_link": front.get("license_link"),
         "languages": [each for each in _listed(front.get("language")) if isinstance(each, str)],
         "pipeline_tag": front.get("pipeline_tag"),
     }

@@ -34,7 +34,7 @@ from llmcompress.formats.base import FORMATS, Format, Layout
 from llmcompress.memory import large_blocks_mapped
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import decoder_layers, hidden_size
-from llmcompress.report import LinearRow, RunReport, Tuning, Work
+from llmcompress.report import LinearRow, Profile, RunReport, Tuning
 
 
 @large_blocks_mapped()
@@ -85,7 +85,7 @@ def quantize(
             )
             rows = [row for of_layer in _finished(workspace, len(layers.layers)) for row in of_layer]
             report.linears = [*rows, *chosen.skipped_rows()]
-            report.work = _work(ledger, streaming, world, rows)
+            report.profile = _work(ledger, streaming, world, rows)
             assemble(source, out, workspace, formats, layout, chosen, report, progress)
         world.wait()
     except ProcessLostError:
@@ -179,7 +179,7 @@ def _tuned(
     )  # fmt: skip
 
 
-def _work(ledger: Ledger, streaming: Footprint, world: World, rows: Sequence[LinearRow]) -> Work:
+def _work(ledger: Ledger, streaming: Footprint, world: World, rows: Sequence[LinearRow]) -> Profile:
     work = ledger.work(streaming.form, streaming.activations, streaming.reason, world.size)
     errors = [(row.held_out_error, row.plain_held_out_error) for row in rows]
     work.num_worse = sum(kept > plain for kept, plain in errors if kept is not None and plain is not None)

@@ -30,7 +30,7 @@ def unpack_row(source: Checkpoint | TensorFiles, row: LinearRow, format: Format)
     scheme = row_scheme(row)
     tensors: dict[str, torch.Tensor] = {}
     for suffix in format.suffixes(scheme):
-        name = f"{row.stem}.{suffix}"
+        name = f"{row.tensor_prefix}.{suffix}"
         if name not in source.stored:
             raise LLMCompressError(f"{source.folder}: tensor {name} is missing")
         tensors[suffix] = source.tensor(name)

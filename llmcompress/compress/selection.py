@@ -33,8 +33,8 @@ from llmcompress.compress.solvers.refine import refine
 from llmcompress.compress.statistics import Statistics, dampened, energy
 from llmcompress.compress.weight import CompressedWeight, QuantizedWeight
 
-Version = Literal["plain", "refined", "aimed"]
-VERSIONS: tuple[Version, ...] = ("plain", "refined", "aimed")
+Version = Literal["plain", "refined", "asymmetric"]
+VERSIONS: tuple[Version, ...] = ("plain", "refined", "asymmetric")
 """What `candidates` gives, in its order, as the report calls them."""
 
 Solve = Callable[[torch.Tensor], CompressedWeight]

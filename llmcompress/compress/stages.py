@@ -83,19 +83,19 @@ class Quantize(Stage):
             text = f"  linears  {outcomes['quantized']} to {', '.join(grids)}"
             text += f"; {outcomes['fell_back']} fell back" if outcomes["fell_back"] else ""
             lines.append(text + (f"; {outcomes['skipped']} left as they were" if outcomes["skipped"] else ""))
-        work = report.work
+        work = report.profile
         if work is not None and (seconds := sum(work.seconds.values())):
             phases = sorted(work.seconds.items(), key=lambda phase: -phase[1])
             shares = ", ".join(f"{name} {share / seconds:.0%}" for name, share in phases)
             lines.append(f"  time     {seconds:.1f} s in the layers: {shares}")
-            kept = Counter(row.version for row in report.linears if row.held_out_error is not None)
+            kept = Counter(row.solution for row in report.linears if row.held_out_error is not None)
             if kept:
                 counts = ", ".join(f"{number} {version}" for version, number in kept.most_common())
                 lines.append(
                     f"  kept     {counts}, by the error on held-out tokens; {work.num_worse} above the plain method's"
                 )
             if work.reason:
-                lines.append(f"  memory   {work.form}, activations in {work.activations}: {work.reason}")
+                lines.append(f"  memory   {work.schedule}, activations in {work.activations}: {work.reason}")
         if report.tuning is not None:
             tuning = report.tuning
             gain = f"KL on held-out rows {tuning.held_out_kl_after:.4f} from {tuning.held_out_kl_before:.4f}"

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 
 import torch
 
-from llmcompress.report import Work
+from llmcompress.report import Profile
 
 PROBE_SIZE, PROBES = 1024, 5
 
@@ -53,16 +53,16 @@ class Ledger:
         """`phase` does work that takes `flops` operations at least."""
         self._flops[phase] += flops
 
-    def work(self, form: str, activations: str, reason: str | None, num_processes: int) -> Work:
+    def work(self, form: str, activations: str, reason: str | None, num_processes: int) -> Profile:
         """The part of the report that says all this."""
-        return Work(
-            form="recomputed" if form == "recomputed" else "staged",
+        return Profile(
+            schedule="recomputed" if form == "recomputed" else "staged",
             activations="disk" if activations == "disk" else "memory",
             reason=reason,
             num_processes=num_processes,
             seconds=dict(self._seconds),
             flops=dict(self._flops),
-            ideal_flops_per_s=matmul_rate(),
+            matmul_flops_per_s=matmul_rate(),
         )
 
 

@@ -158,7 +158,7 @@ def _pack(
     for layer, of_layer in enumerate(rows):
         packed = {
             format.name: {
-                f"{row.stem}.{suffix}": tensor
+                f"{row.tensor_prefix}.{suffix}": tensor
                 for row in of_layer
                 for suffix, tensor in format.pack(weights[row.name], dtype).items()
             }

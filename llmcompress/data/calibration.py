@@ -100,7 +100,7 @@ def load_calibration(
     to_rows = _chat_rows if chat else _text_rows
     tokens, mask = to_rows(name, documents, tokenizer, num_samples, seq_len, derive(seed, "calibration"))
     return _calibration_set(
-        tokens, mask, name=spec.name, source=spec.source, licence=spec.licence, chat_template=chat, seed=seed
+        tokens, mask, name=spec.name, source=spec.source, license=spec.licence, chat_template=chat, seed=seed
     )
 
 

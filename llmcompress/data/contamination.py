@@ -33,14 +33,14 @@ class Seen:
     """What was found of some items; `example` is a run of words that was found."""
 
     num_items: int
-    num_short: int
-    num_found: int
+    num_too_short: int
+    num_contaminated: int
     example: str | None
 
     @property
     def share(self) -> float:
         """Items found, over those that are long enough to judge."""
-        return self.num_found / max(1, self.num_items - self.num_short)
+        return self.num_contaminated / max(1, self.num_items - self.num_too_short)
 
 
 class RunIndex:
@@ -59,19 +59,19 @@ class RunIndex:
 
     def look_up(self, items: Iterable[str]) -> Seen:
         """How many of the items share a run with the texts."""
-        num_items = num_short = num_found = 0
+        num_items = num_too_short = num_contaminated = 0
         example = None
         for item in items:
             item_words = words(item)
             num_items += 1
             if len(item_words) < SHORTEST:
-                num_short += 1
+                num_too_short += 1
                 continue
             hit = next((run for run in _runs(item_words, min(LONGEST, len(item_words))) if self.holds(run)), None)
             if hit is not None:
-                num_found += 1
+                num_contaminated += 1
                 example = example or " ".join(hit)
-        return Seen(num_items, num_short, num_found, example)
+        return Seen(num_items, num_too_short, num_contaminated, example)
 
 
 def _runs(spoken: Sequence[str], length: int) -> Iterator[tuple[str, ...]]:

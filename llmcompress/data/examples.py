@@ -159,7 +159,7 @@ def load_examples(settings: DataSettings, tokenizer: PreTrainedTokenizerBase, se
         chat_template=reader.template,
         loss_on="all" if reader.kind == "text" else settings.loss_on,
         num_rows=len(packed),
-        num_learned=sum(sum(example.loss_mask) for example in train),
+        num_loss_tokens=sum(sum(example.loss_mask) for example in train),
     )
     return TrainingSet(packed, heldout, summary)
 
@@ -294,9 +294,10 @@ def summarize(
         "num_rows": len(train_ids),
         "num_heldout": len(heldout_ids),
         "num_tokens": sum(map(len, train_ids)),
-        "heldout_also_trained": sum(tuple(ids) in trained for ids in heldout_ids),
+        "num_heldout_in_training": sum(tuple(ids) in trained for ids in heldout_ids),
         "rejected": [
-            RejectedRows(reason=reason, count=len(where), places=where[:MOST_NAMED]) for reason, where in places.items()
+            RejectedRows(reason=reason, count=len(where), locations=where[:MOST_NAMED])
+            for reason, where in places.items()
         ],
     }
     return TrainingData(**(values | known))

@@ -101,8 +101,8 @@ def train_on_policy(
         max_new_tokens=asked.max_new_tokens,
         sampling_temperature=asked.sampling_temperature,
         batches=counted.batches,
-        own_batches=counted.own_batches,
-        own_tokens=counted.own_tokens,
+        student_batches=counted.student_batches,
+        student_tokens=counted.student_tokens,
     )
 
 

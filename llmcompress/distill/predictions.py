@@ -62,9 +62,9 @@ def teacher_predictions(
     manifest, device = train.manifest, best_device()
     report = CachedPredictions(
         key=manifest.asked.key(),
-        num_kept=manifest.asked.num_kept,
-        mean_rest=manifest.mean_rest,
-        largest_rest=manifest.largest_rest,
+        top_k=manifest.asked.num_kept,
+        mean_tail_mass=manifest.mean_rest,
+        max_tail_mass=manifest.largest_rest,
         reused=reused,
     )
     return TeacherPredictions(Cached(train, device), Cached(heldout, device) if heldout else None, report)

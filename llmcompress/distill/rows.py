@@ -129,7 +129,9 @@ def load_rows(
         chat_template=False,
         loss_on="all",
         packing=False,
-        num_learned=sum(sum(label != IGNORED for label in row.labels) for row in train if isinstance(row.labels, list)),
+        num_loss_tokens=sum(
+            sum(label != IGNORED for label in row.labels) for row in train if isinstance(row.labels, list)
+        ),
     )
     return Rows(task, train, heldout, padding, summary)
 

@@ -79,7 +79,7 @@ def write_on_grid(
         before = unpack_codes(student, row, format)
         changed, total = changed + int((codes_OI != before.codes_OI).sum()), total + codes_OI.numel()
         weight = with_codes(before, codes_OI)
-        replaced |= {f"{row.stem}.{suffix}": tensor for suffix, tensor in format.pack(weight, dtype).items()}
+        replaced |= {f"{row.tensor_prefix}.{suffix}": tensor for suffix, tensor in format.pack(weight, dtype).items()}
         notes = [*row.notes, "codes trained by distillation on the scales that were there"]
         lost = {"relative_error": None, "error_kind": None}
         rows.append(row.model_copy(update={"digest": weight.digest(), "notes": notes, **lost}))

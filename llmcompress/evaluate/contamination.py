@@ -15,30 +15,34 @@ from collections.abc import Iterable, Mapping
 from llmcompress.data.contamination import LONGEST, RunIndex, words
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.evaluate.provenance import NO_CONSENT, Consent, texts_of
-from llmcompress.report import Overlap, RunReport
+from llmcompress.report import Contamination, RunReport
 
 
-def overlaps(report: RunReport, parts: Mapping[str, list[str]], consent: Consent = NO_CONSENT) -> list[Overlap]:
+def overlaps(report: RunReport, parts: Mapping[str, list[str]], consent: Consent = NO_CONSENT) -> list[Contamination]:
     """What each text that made the checkpoint shares with each part of a suite (task or text name -> its items)."""
-    rows: list[Overlap] = []
+    rows: list[Contamination] = []
     for text in texts_of(report, consent):
         if text.missing is not None:
-            rows.append(Overlap(text=text.name, part="*", note=f"not looked into: {text.missing}"))
+            rows.append(Contamination(text=text.name, part="*", note=f"not looked into: {text.missing}"))
             continue
         index = RunIndex(text.rows)
         for part, items in parts.items():
             seen = index.look_up(items)
-            counts = {"num_items": seen.num_items, "num_short": seen.num_short, "num_found": seen.num_found}
-            rows.append(Overlap(text=text.name, part=part, share=seen.share, example=seen.example, **counts))
+            counts = {
+                "num_items": seen.num_items,
+                "num_too_short": seen.num_too_short,
+                "num_contaminated": seen.num_contaminated,
+            }
+            rows.append(Contamination(text=text.name, part=part, share=seen.share, example=seen.example, **counts))
     return rows
 
 
-def refuse(rows: Iterable[Overlap], bound: float, suite: str) -> None:
+def refuse(rows: Iterable[Contamination], bound: float, suite: str) -> None:
     """Raise LLMCompressError, a line for each part of the suite that shares more than `bound` with a text."""
     raise_all(
         [
             LLMCompressError(
-                f"suite {suite}: {row.part}: {row.num_found} of {row.num_items - row.num_short} items share {LONGEST} "
+                f"suite {suite}: {row.part}: {row.num_contaminated} of {row.num_items - row.num_too_short} items share {LONGEST} "
                 f"words in a row with the {row.text} ({row.share:.1%}; at most {bound:.1%}), e.g. {row.example!r}",
                 "its score would say little: choose other text or another suite, or pass --allow-overlap, which the "
                 "card will show",

@@ -88,14 +88,14 @@ def _scores(task: str, key: str, items: list[Item]) -> Floats:
     return np.array([item.scores[key] for item in items])
 
 
-def text_result(entry: TextEntry, figures: TextFigures, seed: int, shared_entries: int | None = None) -> TextResult:
+def text_result(entry: TextEntry, figures: TextFigures, seed: int, shared_vocabulary: int | None = None) -> TextResult:
     """One held-out text: a row for every metric, each with an interval over rows, and the verdict of the budgets."""
     rows = [_metric_row(metric, figures.by_metric[metric.name], entry, seed) for metric in TEXT_METRICS]
     return TextResult(
         name=entry.name,
         num_tokens=figures.num_tokens,
         seq_len=entry.seq_len,
-        shared_entries=shared_entries,
+        shared_vocabulary=shared_vocabulary,
         metrics=rows,
         verdict=overall(row.verdict for row in rows if row.verdict is not None),
     )

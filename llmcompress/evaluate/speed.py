@@ -75,7 +75,7 @@ def _prompt_tokens(folders: list[Path], settings: MeasureSettings) -> int:
 
 
 def _row(name: Any, loaded: dict[str, Any], rounds: list[dict[str, float]], memory: dict[str, Any]) -> Speed:
-    named = ("engine", "engine_note", "kernels", "device", "dtype", "load_s", "memory_before_bytes")
+    named = ("engine", "engine_note", "kernels", "device", "dtype", "load_s", "memory_before_load_bytes")
     return Speed(
         model=name,
         prefill_tokens_per_s=[timing["prefill_tokens_per_s"] for timing in rounds],

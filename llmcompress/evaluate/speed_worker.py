@@ -50,7 +50,7 @@ class Timed:
             "device": loaded.device,
             "dtype": loaded.dtype,
             "load_s": self._since(began),
-            "memory_before_bytes": before,
+            "memory_before_load_bytes": before,
         }
 
     def round(self) -> dict[str, Any]:

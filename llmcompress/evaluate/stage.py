@@ -28,7 +28,7 @@ from llmcompress.evaluate.statistics import overall
 from llmcompress.evaluate.suite import Suite, TaskEntry, TextEntry, load_suite
 from llmcompress.evaluate.text_metrics import text_metric
 from llmcompress.models.vocabulary import VocabularySide, shared_vocabulary
-from llmcompress.report import Evaluation, Overlap, RunReport, TaskResult, TextResult, is_ours
+from llmcompress.report import Contamination, Evaluation, RunReport, TaskResult, TextResult, is_ours
 
 if TYPE_CHECKING:
     import torch
@@ -80,8 +80,8 @@ def evaluate(
         harness=harness_version(),
         tasks=task_rows,
         texts=text_rows,
-        overlaps=overlaps,
-        overlap_allowed=settings.allow_overlap,
+        contamination=overlaps,
+        contamination_allowed=settings.allow_overlap,
         verdict=overall([*(row.verdict for row in task_rows), *(row.verdict for row in text_rows)]),
         seconds=time.monotonic() - began,
     )
@@ -94,7 +94,7 @@ def _overlaps(
     settings: EvaluateSettings,
     consent: Consent,
     progress: Progress,
-) -> list[Overlap]:
+) -> list[Contamination]:
     """The rows of the contamination gate, for a checkpoint whose making is known.
 
     Raises: LLMCompressError where one is above the bound and that was not allowed.

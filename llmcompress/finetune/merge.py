@@ -52,8 +52,8 @@ def merge(
         onto=plan.onto,
         adapters=[_described(adapter, source) for adapter in plan.adapters],
         linears=rows,
-        round_tripped=len(plan.target.plan.linears) if plan.onto == "dequantized" else 0,
-        replaced=sorted(name for adapter in plan.adapters for name in adapter.whole),
+        num_nf4_linears=len(plan.target.plan.linears) if plan.onto == "dequantized" else 0,
+        replaced_parameters=sorted(name for adapter in plan.adapters for name in adapter.whole),
         data=plan.data.model_dump(mode="json") if plan.data else None,
     )
     if settings.measure:
@@ -65,7 +65,7 @@ def merge(
 
 
 def _linear_check(rows: Sequence[MergedLinear]) -> Check:
-    worst = max((row.excess for row in rows), default=0.0)
+    worst = max((row.error_over_rounding for row in rows), default=0.0)
     detail = (
         f"outputs of all {len(rows)} merged linears, reopened, equal base plus adapter: the largest difference is "
         f"{worst:.2g} of what rounding to the dtype of the file allows"
@@ -81,7 +81,7 @@ def _described(adapter: Adapter, source: Checkpoint) -> MergedAdapter:
         kind=adapter.kind,
         dora=adapter.dora,
         sha256=file_digests(adapter.folder, [WEIGHTS])[WEIGHTS],
-        base_is_this=trained.base_identity == source.identity() if trained else None,
+        base_matches=trained.base_identity == source.identity() if trained else None,
     )
 
 

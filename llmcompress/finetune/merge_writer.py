@@ -70,7 +70,7 @@ def write_merged(
         for adapter in (() if without_updates else plan.adapters)
         for name, tensor in adapter.whole.items()
     }
-    codes = tuple(f"{linear.row.stem}." for linear in target.linears.values() if linear.row is not None)
+    codes = tuple(f"{linear.row.tensor_prefix}." for linear in target.linears.values() if linear.row is not None)
     tensors: list[Streamed] = []
     with progress.step("merging", len(changed)) as bar:
         for name, stored in source.stored.items():
@@ -123,15 +123,15 @@ def check_linears(plan: MergePlan, folder: Path, progress: Progress) -> list[Mer
                     name=name,
                     rank=sum(update.rank for update in updates),
                     relative_update=float(torch.linalg.norm(change_OI)) / size,
-                    excess=probe_excess(merged_OI, base_OI, updates, PROBE_SEED),
+                    error_over_rounding=probe_excess(merged_OI, base_OI, updates, PROBE_SEED),
                 )
             )
             bar.advance(1, name)
-    wrong = [row for row in rows if not row.excess <= 1]
+    wrong = [row for row in rows if not row.error_over_rounding <= 1]
     if wrong:
         raise LLMCompressError(
             f"{len(wrong)} of {len(rows)} merged linears are not base plus adapter ({wrong[0].name} errs "
-            f"{wrong[0].excess:.3g} times as much as rounding can)",
+            f"{wrong[0].error_over_rounding:.3g} times as much as rounding can)",
             "an update too large for the dtype of the file, or a fault of the disk or its memory; run again",
         )
     return rows

@@ -41,7 +41,7 @@ from llmcompress.finetune.settings import AdapterRef
 from llmcompress.finetune.update import merged_weight
 from llmcompress.formats.base import FORMATS
 from llmcompress.models.blocks import put_weight_OI
-from llmcompress.report import LinearRow, Merge, RunReport, Survival, SurvivalRow
+from llmcompress.report import AdapterRetention, LinearRetention, LinearRow, Merge, RunReport
 from llmcompress.training.heldout import heldout_kl
 
 BATCH = 4
@@ -105,7 +105,7 @@ def trained_model(plan: MergePlan) -> Any:
 def measure_retention(
     source: Checkpoint, merged: Checkpoint, quantized: Path, data: DataSettings | None, quantize: Quantize,
     scratch: Path, seed: int, progress: Progress,
-) -> Survival:  # fmt: skip
+) -> AdapterRetention:  # fmt: skip
     """How much of the adapters that were merged into `source` the checkpoint in `quantized` kept.
 
     merged: the checkpoint that was quantized, whose report names adapters, weights and data. data: rows to measure on
@@ -126,7 +126,7 @@ def measure_retention(
     after, before = Checkpoint.open(quantized), Checkpoint.open(scratch / "quantized")
     layouts = [FORMATS.get(made.output.format) for made in (report, before_report) if made.output]
     before_rows = {row.name: row for row in before_report.linears}
-    linears: list[SurvivalRow] = []
+    linears: list[LinearRetention] = []
     kept_sum = kept_rtn_sum = size_sum = 0.0
     rounded: dict[str, torch.Tensor] = {}
     for row, delta_OI in _updates(plan, report):
@@ -138,12 +138,12 @@ def measure_retention(
         size = float((delta_OI * delta_OI).sum()) or 1.0
         kept = float((kept_OI.double() * delta_OI).sum())
         kept_rtn = float(((with_OI - without_OI).double() * delta_OI).sum())
-        linears.append(SurvivalRow(name=row.name, kept=kept / size, kept_rtn=kept_rtn / size))
+        linears.append(LinearRetention(name=row.name, kept=kept / size, kept_rtn=kept_rtn / size))
         kept_sum, kept_rtn_sum, size_sum = kept_sum + kept, kept_rtn_sum + kept_rtn, size_sum + size
         rounded[row.name] = with_OI
     kl, kl_rtn, count = _divergences(plan, merged, quantized, report, rounded, seed)
     shutil.rmtree(scratch, ignore_errors=True)
-    return Survival(
+    return AdapterRetention(
         linears=linears, kept=kept_sum / size_sum, kept_rtn=kept_rtn_sum / size_sum, heldout_tokens=count,
         kl=kl, kl_rtn=kl_rtn,
     )  # fmt: skip

@@ -192,7 +192,7 @@ def _prepare(source: Checkpoint, settings: FinetuneSettings, seed: int, progress
     tokenizer = load_tokenizer(source)
     rows = load_examples(settings.data, tokenizer, seed)
     for bad in rows.summary.rejected:
-        progress.message(f"data: {bad.count} rows left out ({bad.reason}), first {bad.places[0]}")
+        progress.message(f"data: {bad.count} rows left out ({bad.reason}), first {bad.locations[0]}")
     padding = padding_token(tokenizer)
     budget = None
     if settings.adapter == "adalora":
@@ -266,7 +266,7 @@ def _part(job: _Job, adapted: Any, training: Training, losses: _Losses) -> Finet
         base_identity=job.source.identity(),
         base_weights="stored nf4" if plan.stored else "nf4" if plan.nf4 else "full",
         double_quant=bool(plan.scheme and plan.scheme.grid.double_quant),
-        kept_full=plan.kept,
+        full_precision_linears=plan.kept,
         compute_dtype=str(compute_dtype(settings.training.precision)).removeprefix("torch."),
         init=settings.init,
         rank=settings.rank,
@@ -282,7 +282,7 @@ def _part(job: _Job, adapted: Any, training: Training, losses: _Losses) -> Finet
         learning_rate=settings.training.learning_rate,
         heldout_tokens=count,
         heldout_loss_base=base,
-        heldout_loss_start=start,
+        heldout_loss_initial=start,
         heldout_loss=end,
     )
 

@@ -102,7 +102,7 @@ class Merge(Stage):
 
         merged = work.mine.folders[0]
         first = RunReport.load(work.later.folders[0])
-        if not settings.survival or first.survival is not None or not first.linears or not merged.is_dir():
+        if not settings.survival or first.adapter_retention is not None or not first.linears or not merged.is_dir():
             return
         survival = measure_retention(
             work.open(work.source), work.open(str(merged)), work.later.folders[0], settings.data, work.again,
@@ -110,12 +110,12 @@ class Merge(Stage):
         )  # fmt: skip
         for folder in work.later.folders:
             report = RunReport.load(folder)
-            report.survival = survival
+            report.adapter_retention = survival
             work.save(report, folder)
 
     def summary(self, report: RunReport) -> list[str]:
         """What quantizing kept of the adapter, where that was measured."""
-        part = report.survival
+        part = report.adapter_retention
         if part is None:
             return []
         kl = "" if part.kl is None else f"; KL from base plus adapter {part.kl:.5f} nats per token"

@@ -1,10 +1,10 @@
 """What must hold before a checkpoint leaves this machine. Everything wrong with it is found at once.
 
-    OUT ──> known files ── verified, and unchanged since? ── licence ── card: front matter, fields, paths ── secrets
+    OUT ──> known files ── verified, and unchanged since? ── license ── card: front matter, fields, paths ── secrets
                 │ others            │ no                        │ forbids        │                            │
                 └───────────────────┴───────────────────────────┴────────────────┴── refused, each with its reason
 
-What may be wanted but should be known (nothing was evaluated, no licence is stated and the repository is private) is a
+What may be wanted but should be known (nothing was evaluated, no license is stated and the repository is private) is a
 warning: it is shown and stops nothing.
 """
 
@@ -54,7 +54,7 @@ def inspect(folder: Path, report: RunReport, carried: Contents, *, public: bool)
     files = carried.files
     _allowed(folder, carried, found)
     _verified(folder, report, found)
-    _licence(report, public, found)
+    _license(report, public, found)
     card = next((file.content() for file in files if file.name == CARD), None)
     if card is None:
         found.refuse(f"{folder}: has no card ({CARD})", f"llmcompress card {folder}")
@@ -135,18 +135,18 @@ def _bases(folder: Path, files: list[File], found: Findings) -> None:
             found.warnings += [f"{file.name}: shows a path of a machine ({path})" for path in paths]
 
 
-def _licence(report: RunReport, public: bool, found: Findings) -> None:
+def _license(report: RunReport, public: bool, found: Findings) -> None:
     source = report.source
-    licence = source.licence.strip().lower() if source and source.licence else None
-    if licence and NO_DERIVATIVES.fullmatch(licence):
+    license = source.license.strip().lower() if source and source.license else None
+    if license and NO_DERIVATIVES.fullmatch(license):
         found.refuse(
-            f"licence {licence}: forbids sharing a changed version, and a compressed checkpoint is one",
+            f"license {license}: forbids sharing a changed version, and a compressed checkpoint is one",
             "ask the original's authors",
         )
-    if licence is None and public:
-        found.refuse("the original states no licence, so nothing allows sharing it", "leave --public out, or find out")
-    elif licence is None:
-        found.warnings.append("the original states no licence: private repositories only")
+    if license is None and public:
+        found.refuse("the original states no license, so nothing allows sharing it", "leave --public out, or find out")
+    elif license is None:
+        found.warnings.append("the original states no license: private repositories only")
 
 
 def card_problems(content: str) -> list[str]:

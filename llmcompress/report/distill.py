@@ -35,9 +35,9 @@ class CachedPredictions(Part):
     """What was kept of the teachers' predictions in the place of the teachers themselves."""
 
     key: str
-    num_kept: int = Field(description="top-k tokens kept of each distribution; the mass of all others is exact")
-    mean_rest: float = Field(description="mass outside them, mean over the tokens that count")
-    largest_rest: float
+    top_k: int = Field(description="top-k tokens kept of each distribution; the mass of all others is exact")
+    mean_tail_mass: float = Field(description="mass outside them, mean over the tokens that count")
+    max_tail_mass: float
     reused: bool = Field(description="it was there already")
 
 
@@ -56,8 +56,8 @@ class OnPolicy(Part):
     max_new_tokens: int
     sampling_temperature: float
     batches: int
-    own_batches: int = Field(description="those among them that the student wrote")
-    own_tokens: int = Field(description="that it wrote")
+    student_batches: int = Field(description="those among them that the student wrote")
+    student_tokens: int = Field(description="that it wrote")
 
 
 class Distillation(Part):

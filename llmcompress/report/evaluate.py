@@ -69,7 +69,7 @@ class TextResult(Part):
     seq_len: int
     tokens_sha256: str | None = Field(default=None, description="of the token ids")
     metrics: list[TextFigure]
-    shared_entries: int | None = Field(
+    shared_vocabulary: int | None = Field(
         default=None, description="entries of the vocabulary compared, where the models differ in padding rows"
     )
     verdict: Verdict
@@ -146,14 +146,16 @@ class TextResult(Part):
         return self.figure("perplexity").budget
 
 
-class Overlap(Part):
+class Contamination(Part):
     """What a text that made the checkpoint shares with a part of the suite. Written by evaluate."""
 
     text: str = Field(description="what it was made with, e.g. calibration set tiny")
     part: str = Field(description="task or text of the suite; * for all of them")
     num_items: int = 0
-    num_short: int = Field(default=0, description="items too short to judge")
-    num_found: int = Field(default=0, description="items that share a run of 13 words (all of them, from 8 words on)")
+    num_too_short: int = Field(default=0, description="items too short to judge")
+    num_contaminated: int = Field(
+        default=0, description="items that share a run of 13 words (all of them, from 8 words on)"
+    )
     share: float | None = Field(default=None, description="found, over those that can be judged; None: not looked into")
     example: str | None = None
     note: str | None = Field(default=None, description="why it was not looked into")
@@ -174,7 +176,7 @@ class Evaluation(Part):
     harness: str = Field(description="e.g. lm-eval 0.4.13")
     tasks: list[TaskResult] = []
     texts: list[TextResult] = []
-    overlaps: list[Overlap] = []
-    overlap_allowed: bool = Field(default=False, description="the gate was told to let it pass")
+    contamination: list[Contamination] = []
+    contamination_allowed: bool = Field(default=False, description="the gate was told to let it pass")
     verdict: Verdict
     seconds: float

@@ -26,7 +26,9 @@ class Finetune(Part):
     base_identity: str = Field(description="sha256 over config.json and the tensor bytes of that checkpoint")
     base_weights: Literal["full", "nf4", "stored nf4"] = Field(description="how its linears were held in training")
     double_quant: bool = False
-    kept_full: dict[str, str] = Field(default={}, description="linear of an NF4 base in full precision -> why")
+    full_precision_linears: dict[str, str] = Field(
+        default={}, description="linear of an NF4 base in full precision -> why"
+    )
     compute_dtype: str
     init: Literal["default", "loftq", "residual"]
     rank: int = Field(description="of every linear; for adalora the average that was asked for")
@@ -42,7 +44,7 @@ class Finetune(Part):
     learning_rate: float
     heldout_tokens: int = Field(description="tokens of the held-out rows that the loss is taken over")
     heldout_loss_base: float | None = Field(description="nats per token of the base as it was trained on")
-    heldout_loss_start: float | None = Field(description="with the adapter before the first step")
+    heldout_loss_initial: float | None = Field(description="with the adapter before the first step")
     heldout_loss: float | None = Field(description="with the trained adapter")
 
     def average_rank(self) -> float:

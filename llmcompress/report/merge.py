@@ -15,7 +15,9 @@ class MergedLinear(Part):
     name: str
     rank: int = Field(description="sum over the adapters")
     relative_update: float = Field(description="||D|| / ||W||")
-    excess: float = Field(description="difference of outputs from base plus adapter, over what rounding allows")
+    error_over_rounding: float = Field(
+        description="difference of outputs from base plus adapter, over what rounding allows"
+    )
 
 
 class MergedAdapter(Part):
@@ -26,7 +28,7 @@ class MergedAdapter(Part):
     kind: Literal["LORA", "ADALORA"]
     dora: bool
     sha256: str = Field(description="of adapter_model.safetensors")
-    base_is_this: bool | None = Field(description="trained on the very checkpoint merged onto; None: not known")
+    base_matches: bool | None = Field(description="trained on the very checkpoint merged onto; None: not known")
 
 
 class Merge(Part):
@@ -35,8 +37,8 @@ class Merge(Part):
     onto: Literal["dequantized", "original"]
     adapters: list[MergedAdapter]
     linears: list[MergedLinear]
-    round_tripped: int = Field(description="linears that hold NF4 values, updated or not")
-    replaced: list[str] = Field(default=[], description="parameters that an adapter brought whole")
+    num_nf4_linears: int = Field(description="linears that hold NF4 values, updated or not")
+    replaced_parameters: list[str] = Field(default=[], description="parameters that an adapter brought whole")
     data: dict[str, Any] | None = Field(default=None, description="settings of the rows measured on")
     heldout_tokens: int = 0
     kl_dequantized: float | None = Field(default=None, description="KL(base + adapter || merged onto NF4 values)")
@@ -45,7 +47,7 @@ class Merge(Part):
     not_measured: str | None = Field(default=None, description="why there is no KL, or only one")
 
 
-class SurvivalRow(Part):
+class LinearRetention(Part):
     """How much of an update quantization kept in one linear: <Q(W+D) - Q(W), D> / <D, D>."""
 
     name: str
@@ -53,10 +55,10 @@ class SurvivalRow(Part):
     kept_rtn: float = Field(description="with plain rounding on the same grid")
 
 
-class Survival(Part):
+class AdapterRetention(Part):
     """What quantizing left of the adapter. Written when a quantize stage follows a merge."""
 
-    linears: list[SurvivalRow]
+    linears: list[LinearRetention]
     kept: float = Field(description="over all linears, each weighted by ||D||^2")
     kept_rtn: float
     heldout_tokens: int

@@ -17,7 +17,7 @@ class Calibration(Part):
 
     name: str
     source: str = Field(description="file name or dataset id and revision")
-    licence: str | None = None
+    license: str | None = None
     num_samples: int
     seq_len: int
     num_tokens: int = Field(description="real tokens, padding not counted")
@@ -33,7 +33,7 @@ class LinearRow(Part):
     shape: tuple[int, int] = Field(description="out_features, in_features")
     scheme: str | None = Field(description="WeightScheme.label(); None when skipped")
     grid: dict[str, int | bool | str | None] | None = Field(default=None, description="the fields of that WeightScheme")
-    stem: str | None = Field(default=None, description="what the packed tensors' names begin with")
+    tensor_prefix: str | None = Field(default=None, description="what the packed tensors' names begin with")
     method: str | None
     outcome: Literal["quantized", "fell_back", "skipped"]
     reason: str | None = Field(default=None, description="why it fell back or was skipped")
@@ -41,7 +41,7 @@ class LinearRow(Part):
         default=None, description="||(W-Q)X||^2 / ||WX||^2 over the calibration tokens; ||W-Q||^2/||W||^2 without any"
     )
     error_kind: Literal["output", "weight"] | None = None
-    version: Literal["plain", "refined", "aimed"] = Field(
+    solution: Literal["plain", "refined", "asymmetric"] = Field(
         default="plain",
         description="the method's own solution, its refinement, or the asymmetric one",
     )
@@ -56,10 +56,10 @@ class LinearRow(Part):
     notes: list[str] = []
 
 
-class Work(Part):
+class Profile(Part):
     """How the layers were quantized, where the time went, and how much of the machine was used. Written by quantize."""
 
-    form: Literal["staged", "recomputed"] = Field(
+    schedule: Literal["staged", "recomputed"] = Field(
         description="staged: every linear ran once a batch; recomputed: batches ran up to each anew, to save memory"
     )
     activations: Literal["memory", "disk"] = Field(description="where hidden states lay between layers")
@@ -68,7 +68,7 @@ class Work(Part):
     num_worse: int = Field(default=0, description="linears whose held-out error is above that of the plain version")
     seconds: dict[str, float] = Field(description="by phase, each without what runs inside it as another phase")
     flops: dict[str, float] = Field(description="by phase, the least that the work takes; of this process")
-    ideal_flops_per_s: float = Field(description="of a large float32 matrix product on this machine")
+    matmul_flops_per_s: float = Field(description="of a large float32 matrix product on this machine")
 
 
 class Tuning(Part):

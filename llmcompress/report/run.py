@@ -18,16 +18,16 @@ from llmcompress.report.check import EngineVerdict
 from llmcompress.report.distill import Distillation
 from llmcompress.report.evaluate import Evaluation
 from llmcompress.report.finetune import Finetune
-from llmcompress.report.merge import Merge, Survival
+from llmcompress.report.merge import AdapterRetention, Merge
 from llmcompress.report.part import Part
-from llmcompress.report.quantize import Calibration, LinearRow, Output, Tuning, Work
+from llmcompress.report.quantize import Calibration, LinearRow, Output, Profile, Tuning
 from llmcompress.report.source import Source
 from llmcompress.report.speed import Measurement
 from llmcompress.report.verify import Check
 
 OF_THE_OUTPUT = {
     "version", "created", "recipe", "seed", "environment", "stages",
-    "calibration", "survival", "linears", "output", "checks", "evaluations",
+    "calibration", "adapter_retention", "linears", "output", "checks", "evaluations",
 }  # fmt: skip
 """Parts of a report that speak of one run or one output folder; all others are handed on to the next stage."""
 
@@ -67,12 +67,12 @@ class RunReport(Part):
     source: Source | None = None
     finetune: Finetune | None = None
     merge: Merge | None = None
-    survival: Survival | None = None
+    adapter_retention: AdapterRetention | None = None
     calibration: Calibration | None = None
     linears: list[LinearRow] = []
     tuning: Tuning | None = None
     output: Output | None = None
-    work: Work | None = None
+    profile: Profile | None = None
     distillation: Distillation | None = None
     checks: list[Check] = []
     engines: list[EngineVerdict] = []

@@ -18,9 +18,9 @@ class Source(Part):
     dtype: str = Field(description="of most of the weights, e.g. bfloat16")
     num_parameters: int = Field(description="tied weights once")
     weights_bytes: int
-    licence: str | None = None
-    licence_name: str | None = None
-    licence_link: str | None = None
+    license: str | None = None
+    license_name: str | None = None
+    license_link: str | None = None
     languages: list[str] = []
     pipeline_tag: str | None = None
     chat_template: bool = Field(default=False, description="its tokenizer lays chats out")

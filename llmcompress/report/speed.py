@@ -22,7 +22,7 @@ class Speed(Part):
     load_s: float = Field(description="from the start of loading to the first token computed")
     prefill_tokens_per_s: list[float] = Field(description="one figure a round")
     decode_tokens_per_s: list[float] = Field(description="one figure a round")
-    memory_before_bytes: int = Field(description="of the process, libraries imported and nothing loaded")
+    memory_before_load_bytes: int = Field(description="of the process, libraries imported and nothing loaded")
     peak_memory_bytes: int = Field(description="highest memory of the process; on a GPU that of its allocator")
 
 

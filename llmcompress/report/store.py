@@ -12,7 +12,7 @@ from llmcompress.report.upgrade import upgrade
 
 FOLDER = "llmcompress"
 FILE = "report.json"
-VERSION = 1
+VERSION = 2
 
 
 def is_ours(folder: Path) -> bool:

@@ -14,7 +14,7 @@ class RejectedRows(Part):
 
     reason: str
     count: int
-    places: list[str] = Field(description="file:line of the first few")
+    locations: list[str] = Field(description="file:line of the first few")
 
 
 class TrainingData(Part):
@@ -31,8 +31,8 @@ class TrainingData(Part):
     num_rows: int = Field(description="rows that they were laid into")
     num_heldout: int
     num_tokens: int = Field(description="of the examples trained on")
-    num_learned: int = Field(description="tokens among them that are learned")
-    heldout_also_trained: int = Field(description="held-out examples that are also trained on, token for token")
+    num_loss_tokens: int = Field(description="tokens among them that are learned")
+    num_heldout_in_training: int = Field(description="held-out examples that are also trained on, token for token")
     rejected: list[RejectedRows] = []
 
 

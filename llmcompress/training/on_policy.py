@@ -36,8 +36,8 @@ class OwnText:
     """How much of the training was on the student's own text; a driver, so that an interruption does not forget it."""
 
     batches: int = 0
-    own_batches: int = 0
-    own_tokens: int = 0
+    student_batches: int = 0
+    student_tokens: int = 0
 
     def start(self, total_steps: int) -> None:
         """See `llmcompress.training.trainer.Driver`."""
@@ -147,8 +147,8 @@ def _trainer(base: Any) -> Any:
 
         def generate_on_policy_outputs(self, model: Any, inputs: Any, generation_config: Any) -> Any:
             ids_BS, mask_BS, labels_BS = base.generate_on_policy_outputs(model, inputs, generation_config)
-            self.counted.own_batches += 1
-            self.counted.own_tokens += int((labels_BS != -100).sum())
+            self.counted.student_batches += 1
+            self.counted.student_tokens += int((labels_BS != -100).sum())
             return to_the_left(ids_BS, mask_BS, labels_BS)
 
         def create_model_card(self, *args: Any, **kwargs: Any) -> None:

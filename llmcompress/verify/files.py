@@ -46,13 +46,15 @@ def tensors(folder: Path, report: RunReport, source: Checkpoint | None) -> Check
     packed, replaced = set(), set()
     for row in report.linears:
         if format is not None and row.outcome != "skipped" and row.grid is not None:
-            packed |= {f"{row.stem}.{suffix}" for suffix in format.suffixes(row_scheme(row))}
+            packed |= {f"{row.tensor_prefix}.{suffix}" for suffix in format.suffixes(row_scheme(row))}
             replaced.add(f"{row.name}.weight")
     sources = meta.stored_names(model, stored)
     needed = {name for name, _ in model.named_parameters()} - replaced - meta.tied_parameters(model)
     missing = (packed - stored) | (needed - sources.keys())
     own = {sources[name] for name in model.state_dict() if name in sources and name not in replaced}
-    weights = {f"{row.stem}.weight" for row in report.linears if row.stem and row.outcome != "skipped"} - packed
+    weights = {
+        f"{row.tensor_prefix}.weight" for row in report.linears if row.tensor_prefix and row.outcome != "skipped"
+    } - packed
     beside = set(source.stored) - weights if source else set()
     stray = stored - packed - (own - weights) - beside
     wrong = [f"missing: {_few(missing)}"] * bool(missing) + [f"stray: {_few(stray)}"] * bool(stray)
@@ -63,7 +65,9 @@ def tensors(folder: Path, report: RunReport, source: Checkpoint | None) -> Check
 def untouched(folder: Path, report: RunReport, source: Checkpoint) -> Check:
     """Every tensor that was not quantized has the source's dtype, shape and bytes."""
     checkpoint = Checkpoint.open(folder)
-    replaced = {f"{row.stem}.weight" for row in report.linears if row.stem and row.outcome != "skipped"}
+    replaced = {
+        f"{row.tensor_prefix}.weight" for row in report.linears if row.tensor_prefix and row.outcome != "skipped"
+    }
     names = [name for name in source.stored if name not in replaced]
     wrong = [name for name in names if not _same(checkpoint, source, name)]
     good = f"all {len(names)} tensors that were not quantized equal to the source's, byte for byte"

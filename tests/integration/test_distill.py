@@ -101,7 +101,7 @@ def test_a_student_is_evaluated_against_its_teacher_and_against_another(
         return evaluate(tmp_path / "out", opened, settings, seed=0, progress=Silent(), samples_dir=None).texts[0]
 
     beside, apart = text_of(teacher), text_of(other)
-    assert 0 < beside.kl < apart.kl and beside.shared_entries is None
+    assert 0 < beside.kl < apart.kl and beside.shared_vocabulary is None
     assert beside.kl == pytest.approx(score(found, "KL to the teacher").after, rel=0.3)
     assert beside.compressed_perplexity == apart.compressed_perplexity
     assert beside.baseline_perplexity != apart.baseline_perplexity

@@ -56,7 +56,7 @@ def test_two_processes_train_as_one_does_with_twice_the_batch(
     both = found("both")
     assert both.training.num_processes == 2 and both.training.effective_batch == 8
     if both.on_policy is not None:  # what is written is drawn in every process, so there is nothing to compare with
-        assert 0 < both.on_policy.own_batches < 4 and both.scores[1].after < both.scores[1].before  # type: ignore[operator]
+        assert 0 < both.on_policy.student_batches < 4 and both.scores[1].after < both.scores[1].before  # type: ignore[operator]
         return
     run(Recipe.of(recipe("one", 8)), Silent())
     wanted = [point.loss for point in found("one").training.curve]

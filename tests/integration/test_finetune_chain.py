@@ -35,7 +35,7 @@ def test_the_whole_chain(model: Path, rows: Path, tmp_path: Path) -> None:  # no
     built = recipe(model, out, rows, *stages, adapter="qlora")
     report = run(built, Silent())[out]
     assert statuses(report) == dict.fromkeys(["finetune", "merge", "quantize", "verify", "card"], "done")
-    merge, survival = report.merge, report.survival
+    merge, survival = report.merge, report.adapter_retention
     assert report.source is not None and report.source.name == str(model) and report.finetune is not None
     assert merge is not None and merge.kl_dequantized is not None and merge.kl_original is not None
     assert merge.closer == "dequantized" and merge.kl_dequantized < 1e-8 < merge.kl_original

@@ -93,7 +93,7 @@ def test_two_that_share_a_model_train_as_one_does_with_twice_the_batch(
     assert both.training.effective_batch == one.training.effective_batch
     assert "spread over 2 processes by FSDP, of which the first held 50%" in RunReport.load(tmp_path / "both").notes[0]
     assert both.base_weights == one.base_weights
-    for name in ("heldout_tokens", "heldout_loss_base", "heldout_loss_start", "heldout_loss"):
+    for name in ("heldout_tokens", "heldout_loss_base", "heldout_loss_initial", "heldout_loss"):
         assert getattr(both, name) == pytest.approx(getattr(one, name), rel=1e-6), name
     assert both.training.trained_parameters == one.training.trained_parameters
     for here, there in zip(both.training.curve, one.training.curve, strict=True):

@@ -74,7 +74,7 @@ def test_two_processes_do_what_one_does_and_survive_a_death(
     whole = together(recipe("whole"))
     assert whole.returncode == 0, whole.stderr[-3000:]
     report = RunReport.load(tmp_path / "whole")
-    assert report.work is not None and report.work.num_processes == 2
+    assert report.profile is not None and report.profile.num_processes == 2
     for one, both in zip(alone.linears, report.linears, strict=True):
         assert one.name == both.name and one.num_tokens == both.num_tokens
         if one.relative_error is not None and both.relative_error is not None:

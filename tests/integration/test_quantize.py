@@ -119,16 +119,16 @@ def test_without_memory_for_activations_the_result_is_the_same(
     source = make(name)
     whole = compress(source, tmp_path / "whole", format=["gptq"])
     small = compress(source, tmp_path / "small", format=["gptq"], activation_memory_mb=0)
-    assert whole.work is not None and small.work is not None
-    assert (whole.work.form, whole.work.activations, whole.work.reason) == ("staged", "memory", None)
-    assert (small.work.form, small.work.activations) == ("recomputed", "disk")
-    assert small.work.reason is not None and "activation_memory_mb" in small.work.reason
+    assert whole.profile is not None and small.profile is not None
+    assert (whole.profile.schedule, whole.profile.activations, whole.profile.reason) == ("staged", "memory", None)
+    assert (small.profile.schedule, small.profile.activations) == ("recomputed", "disk")
+    assert small.profile.reason is not None and "activation_memory_mb" in small.profile.reason
     assert [row.digest for row in small.linears] == [row.digest for row in whole.linears]
-    assert small.work.flops == whole.work.flops, "what the work needs at least does not depend on how it is done"
+    assert small.profile.flops == whole.profile.flops, "what the work needs at least does not depend on how it is done"
 
 
 def test_the_report_counts_what_the_work_needs(make: Callable[..., Path], compress: Compress) -> None:
-    work = compress(make("llama")).work
+    work = compress(make("llama")).profile
     assert work is not None
     tokens, shapes = 16 * 64, {"q": (64, 64), "k": (32, 64), "v": (32, 64), "o": (64, 64), "gate": (128, 64)}
     shapes |= {"up": (128, 64), "down": (64, 128)}
@@ -250,10 +250,10 @@ def test_asymmetric_calibration_never_ends_above_the_plain_method(
     without = compress(source, tmp_path / "without", **asked)
     report = compress(source, tmp_path / "out", asymmetric_calibration=True, **asked)
     rows = [row for row in report.linears if row.outcome == "quantized"]
-    assert report.work is not None and report.work.num_worse == 0
+    assert report.profile is not None and report.profile.num_worse == 0
     assert all((row.held_out_error or 0) <= (row.plain_held_out_error or 0) for row in rows)
-    assert {row.version for row in rows} > {"refined"}, "aimed at least once, and in the first layer's q, k, v never"
-    assert rows[0].version == "refined" and rows[0].digest == without.linears[0].digest, "nothing is spoiled before it"
+    assert {row.solution for row in rows} > {"refined"}, "aimed at least once, and in the first layer's q, k, v never"
+    assert rows[0].solution == "refined" and rows[0].digest == without.linears[0].digest, "nothing is spoiled before it"
 
 
 def test_effort_max_is_kept_only_where_it_is_closer(

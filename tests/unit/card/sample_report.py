@@ -10,6 +10,7 @@ from llmcompress.report import (
     ADAPTER,
     PLAIN,
     AdapterModule,
+    AdapterRetention,
     Calibration,
     Check,
     CurvePoint,
@@ -21,6 +22,7 @@ from llmcompress.report import (
     Evaluation,
     Finding,
     Finetune,
+    LinearRetention,
     LinearRow,
     Merge,
     MergedAdapter,
@@ -31,8 +33,6 @@ from llmcompress.report import (
     Score,
     Source,
     StageRow,
-    Survival,
-    SurvivalRow,
     TaskResult,
     TextResult,
     Training,
@@ -148,7 +148,7 @@ def source(local: bool) -> Source:
         dtype="bfloat16",
         num_parameters=5_770_496,
         weights_bytes=11_540_992,
-        licence="Apache-2.0",
+        license="Apache-2.0",
         languages=["en", "no"],
         pipeline_tag="text-generation",
     )
@@ -159,7 +159,7 @@ def calibration() -> Calibration:
     return Calibration(
         name="stories",
         source="stories.txt",
-        licence="CC0-1.0",
+        license="CC0-1.0",
         num_samples=64,
         seq_len=256,
         num_tokens=16_384,
@@ -177,7 +177,7 @@ def linear_rows(chance: random.Random, num_layers: int, grid: str) -> list[Linea
             shape=shape,
             scheme=grid,
             grid=GRIDS[grid],
-            stem=f"model.layers.{layer}.{kind}",
+            tensor_prefix=f"model.layers.{layer}.{kind}",
             method="gptq",
             outcome="quantized",
             relative_error=0.001 * (1 + index) * chance.lognormvariate(0.15 * layer, 0.2),
@@ -298,8 +298,8 @@ def training_data() -> TrainingData:
     """Rows of a file."""
     return TrainingData(
         source="train.jsonl", sha256="0" * 64, kind="text", chat_template=False, loss_on="all", seq_len=128,
-        packing=False, num_examples=10, num_rows=10, num_heldout=2, num_tokens=900, num_learned=890,
-        heldout_also_trained=0, rejected=[RejectedRows(reason="too long", count=3, places=["train.jsonl:4"])],
+        packing=False, num_examples=10, num_rows=10, num_heldout=2, num_tokens=900, num_loss_tokens=890,
+        num_heldout_in_training=0, rejected=[RejectedRows(reason="too long", count=3, locations=["train.jsonl:4"])],
     )  # fmt: skip
 
 
@@ -339,12 +339,12 @@ def adapter() -> RunReport:
     curve = [CurvePoint(step=step, loss=2.0 / step, learning_rate=1e-4) for step in (1, 2, 3)]
     report.finetune = Finetune(
         adapter="qlora", base="some-org/base-model", base_identity=IDENTITY, base_weights="nf4", double_quant=True,
-        kept_full={"model.layers.0.mlp.down_proj": "its width is no multiple of 64"}, compute_dtype="bfloat16",
+        full_precision_linears={"model.layers.0.mlp.down_proj": "its width is no multiple of 64"}, compute_dtype="bfloat16",
         init="default", rank=8, alpha=16.0, dropout=0.0, dora=False, rslora=True,
         modules=[AdapterModule(name="model.layers.0.self_attn.q_proj", shape=(256, 256), rank=8)],
         data=training_data(), data_path="/home/somebody/train.jsonl", learning_rate=2e-4, heldout_tokens=1234,
         training=Training(steps=3, epochs=1, effective_batch=8, trained_parameters=4096, seconds=1.0, curve=curve),
-        heldout_loss_base=2.5, heldout_loss_start=2.5, heldout_loss=1.25,
+        heldout_loss_base=2.5, heldout_loss_initial=2.5, heldout_loss=1.25,
     )  # fmt: skip
     report.linears, report.calibration, report.engines = [], None, []
     report.checks.append(Check(name="reload", passed=True, detail="loaded by PEFT"))
@@ -362,19 +362,21 @@ def merged(quantized: bool = False) -> RunReport:
         onto="dequantized",
         adapters=[
             MergedAdapter(
-                path="/home/somebody/adapter", weight=1.0, kind="LORA", dora=False, sha256="ab" * 32, base_is_this=True
+                path="/home/somebody/adapter", weight=1.0, kind="LORA", dora=False, sha256="ab" * 32, base_matches=True
             )
         ],
-        linears=[MergedLinear(name=name, rank=8, relative_update=0.02, excess=0.5)],
-        round_tripped=1,
+        linears=[MergedLinear(name=name, rank=8, relative_update=0.02, error_over_rounding=0.5)],
+        num_nf4_linears=1,
         heldout_tokens=640,
         kl_dequantized=0.001,
         kl_original=0.004,
         closer="dequantized",
     )
     if quantized:
-        rows = [SurvivalRow(name=name, kept=3.16, kept_rtn=-2.17)]
-        report.survival = Survival(linears=rows, kept=0.87, kept_rtn=0.61, heldout_tokens=640, kl=0.02, kl_rtn=0.05)
+        rows = [LinearRetention(name=name, kept=3.16, kept_rtn=-2.17)]
+        report.adapter_retention = AdapterRetention(
+            linears=rows, kept=0.87, kept_rtn=0.61, heldout_tokens=640, kl=0.02, kl_rtn=0.05
+        )
     else:
         report.linears, report.calibration = [], None
         report.output = report.output.model_copy(update={"format": PLAIN, "quantized_parameters": 0})

@@ -376,7 +376,7 @@ def test_a_chat_model_is_shown_a_chat(tmp_path: Path) -> None:
 def test_models_measured_in_different_dtypes_say_so_at_once(tmp_path: Path) -> None:
     report = full_report()
     common = {"engine": "transformers", "engine_note": "-", "device": "cpu", "load_s": 1.0}
-    common |= {"memory_before_bytes": 1, "peak_memory_bytes": 2}
+    common |= {"memory_before_load_bytes": 1, "peak_memory_bytes": 2}
     speeds = {"prefill_tokens_per_s": [1.0], "decode_tokens_per_s": [2.0]}
     rows = [
         Speed.model_validate(common | speeds | {"model": model, "dtype": dtype})

@@ -46,7 +46,7 @@ def test_parses_to_itself_and_has_no_problem(report: RunReport) -> None:
 def test_unknown_fields_are_absent() -> None:
     assert set(front_matter(minimal_report())) == {"library_name", "pipeline_tag", "tags"}
     assert not {"base_model", "base_model_relation"} & set(front_matter(full_report(local=True)))
-    assert "license" not in front_matter(with_source(licence=None))
+    assert "license" not in front_matter(with_source(license=None))
 
 
 def test_model_index_round_trips_through_huggingface_hub() -> None:
@@ -87,13 +87,13 @@ def test_the_written_card_loads_as_a_model_card(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("changes", "expected"),
     [
-        ({"licence": "MIT"}, {"license": "mit"}),
+        ({"license": "MIT"}, {"license": "mit"}),
         (
-            {"licence": "Acme Terms 2", "licence_link": "https://example.org/l"},
+            {"license": "Acme Terms 2", "license_link": "https://example.org/l"},
             {"license": "other", "license_name": "acme-terms-2", "license_link": "https://example.org/l"},
         ),
         (
-            {"licence": "other", "licence_name": "acme", "licence_link": "LICENSE.md", "revision": None},
+            {"license": "other", "license_name": "acme", "license_link": "LICENSE.md", "revision": None},
             {
                 "license": "other",
                 "license_name": "acme",
@@ -101,7 +101,7 @@ def test_the_written_card_loads_as_a_model_card(tmp_path: Path) -> None:
             },
         ),
         (
-            {"licence": "other", "licence_name": "acme", "licence_link": "LICENSE", "hub_id": None, "name": "x"},
+            {"license": "other", "license_name": "acme", "license_link": "LICENSE", "hub_id": None, "name": "x"},
             {"license": "other", "license_name": "acme"},
         ),
     ],

@@ -299,7 +299,7 @@ def test_a_pickle_of_anything_but_tensors(state: object, pickled: Path) -> None:
     [
         ("---\nlicense:\n- mit\n---\n", {"licence": "mit"}),
         ("---\nlicense: [mit]\n---\n", {"licence": "mit"}),
-        ("---\nlicense: [mit, apache-2.0]\n---\n", {"licence": "other", "licence_name": "mit, apache-2.0"}),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", {"licence": "other", "license_name": "mit, apache-2.0"}),
         ("\ufeff---\nlicense: mit\nlanguage: no\n---\n", {"licence": "mit", "languages": ["no"]}),
         ("---\r\nlanguage:\r\n- en\r\n- no\r\n---\r\n", {"languages": ["en", "no"]}),
         ("---\nlicense: mit\nmodel-index: [" + "[" * 500 + "\n---\n", {"licence": "mit"}),

@@ -73,7 +73,7 @@ def test_where_the_original_reads_the_same_the_aim_is_the_weight() -> None:
     assert torch.equal(asymmetric_target(weight, seen.shifts.solve_II, dampened(seen.hessian_II, 0.05)), weight)
 
 
-@pytest.mark.parametrize(("shift", "version"), [(0.2, "aimed"), (0.0, "refined")])
+@pytest.mark.parametrize(("shift", "version"), [(0.2, "asymmetric"), (0.0, "refined")])
 def test_it_is_kept_where_it_is_nearer_to_the_original(shift: float, version: str) -> None:
     weight, x, original = drawn(shift)
     seen = seen_of(x, original)

@@ -140,7 +140,7 @@ def test_the_bytes_are_fixed_for_good(texts: Path, words: PreTrainedTokenizerFas
 def test_provenance_and_the_sets_own_numbers(texts: Path, words: PreTrainedTokenizerFast) -> None:
     spec = _spec(texts, num_samples=5, seq_len=10, seed=7, licence="CC0-1.0")
     said = load_calibration(spec, words).provenance
-    assert (said.name, said.source, said.licence) == ("mine", "words.txt", "CC0-1.0")
+    assert (said.name, said.source, said.license) == ("mine", "words.txt", "CC0-1.0")
     assert (said.num_samples, said.seq_len, said.num_tokens, said.seed) == (5, 10, 50, 7)
     assert not said.chat_template
 

@@ -24,17 +24,17 @@ INDEX = RunIndex([TEXT, "another text that has nothing to do with it at all, or 
     ids=["all of it", "13 words, other case", "12 words and a break", "short and whole", "short and changed", "across texts", "nothing"],
 )  # fmt: skip
 def test_an_item_is_seen_when_13_words_or_all_of_a_short_one_are(item: str, found: int) -> None:
-    assert INDEX.look_up([item]).num_found == found
+    assert INDEX.look_up([item]).num_contaminated == found
 
 
 def test_seven_words_are_too_short_to_tell() -> None:
     seen = INDEX.look_up(["one two three four five six seven", TEXT])
-    assert (seen.num_items, seen.num_short, seen.num_found, seen.share) == (2, 1, 1, 1.0)
+    assert (seen.num_items, seen.num_too_short, seen.num_contaminated, seen.share) == (2, 1, 1, 1.0)
     assert seen.example == " ".join(TEXT.split()[:13])
 
 
 def test_every_character_is_a_word_where_there_are_no_spaces() -> None:
-    assert RunIndex(["天地玄黄宇宙洪荒日月盈昃辰宿列张"]).look_up(["玄黄宇宙洪荒日月"]).num_found == 1
+    assert RunIndex(["天地玄黄宇宙洪荒日月盈昃辰宿列张"]).look_up(["玄黄宇宙洪荒日月"]).num_contaminated == 1
     assert words("日本 2026") == ["日", "本", "2026"]
 
 
@@ -52,4 +52,4 @@ def test_against_a_plain_search_on_random_words() -> None:
 
     expected = sum(map(plainly, items))
     assert 0 < expected < 300
-    assert RunIndex([" ".join(text)]).look_up([" ".join(item) for item in items]).num_found == expected
+    assert RunIndex([" ".join(text)]).look_up([" ".join(item) for item in items]).num_contaminated == expected

@@ -87,7 +87,7 @@ def test_bad_rows_are_counted_and_named_by_line(tokenizer: Any, tmp_path: Path) 
         {"prompt": "w3", "completion": 7}, {"prompt": "w3", "completion": "w4 " * 40}, "", good,
     ]  # fmt: skip
     found = load(write(tmp_path, rows), tokenizer)
-    named = {one.reason: [place.rpartition(":")[2] for place in one.places] for one in found.summary.rejected}
+    named = {one.reason: [place.rpartition(":")[2] for place in one.locations] for one in found.summary.rejected}
     assert named == {
         "not JSON": ["2"], "not an object": ["3"], "no field 'completion'": ["4"], "field 'prompt' is empty": ["5"],
         "field 'completion' is no text": ["6"], "longer than seq_len 32": ["7"],
@@ -141,7 +141,7 @@ def test_the_split_depends_on_the_seed_alone_and_shares_no_row(tokenizer: Any, t
     places = [{one.where for one in found.heldout} for found in (first, again, other)]
     assert places[0] == places[1] != places[2] and len(places[0]) == 8
     assert not places[0] & {one.where for one in first.train} and len(first.train) == 32
-    assert load(path, tokenizer, heldout=path).summary.heldout_also_trained == 40
+    assert load(path, tokenizer, heldout=path).summary.num_heldout_in_training == 40
 
 
 def test_running_text_is_split_not_dropped(tokenizer: Any, tmp_path: Path) -> None:

@@ -59,9 +59,9 @@ def test_allowed_overlap_is_in_the_report_and_on_the_card(
 ) -> None:
     report = next(iter(run(calibrated(held_out(declare), allow_overlap=True), Silent()).values()))
     evaluation = report.evaluations[0]
-    found = {row.part: row for row in evaluation.overlaps}
-    assert evaluation.overlap_allowed and found["words"].share and found["words"].share > 0.5
-    assert found["choose"].num_items == found["choose"].num_short == 12
+    found = {row.part: row for row in evaluation.contamination}
+    assert evaluation.contamination_allowed and found["words"].share and found["words"].share > 0.5
+    assert found["choose"].num_items == found["choose"].num_too_short == 12
     card = card_text(report, {})
     assert "items of `words`**, which was allowed" in card and "Contamination: " in card
 
@@ -69,7 +69,7 @@ def test_allowed_overlap_is_in_the_report_and_on_the_card(
 def test_other_text_passes(calibrated: Callable[..., Recipe]) -> None:
     text = " ".join(["the cat sees the old dog and a bird hears the new dog but a small bird likes the cat ."] * 40)
     evaluation = next(iter(run(calibrated(text), Silent()).values())).evaluations[0]
-    assert [row.num_found for row in evaluation.overlaps] == [0, 0] and not evaluation.overlap_allowed
+    assert [row.num_contaminated for row in evaluation.contamination] == [0, 0] and not evaluation.contamination_allowed
 
 
 def test_calibration_text_that_is_gone_is_said(calibrated: Callable[..., Recipe], tmp_path: Path) -> None:
@@ -145,7 +145,7 @@ def test_rows_that_it_was_trained_on_are_refused_and_shown_where_that_was_allowe
     with pytest.raises(LLMCompressError, match=rf"share 13 words in a row with the {stage} data train\.jsonl"):
         evaluated()
     report = evaluated(allow_overlap=True)
-    found = {row.text: row for row in report.evaluations[0].overlaps if row.part == "words"}
+    found = {row.text: row for row in report.evaluations[0].contamination if row.part == "words"}
     assert found.keys() >= {f"{stage} data train.jsonl"} and not any(row.note for row in found.values())
     assert found[f"{stage} data train.jsonl"].share == pytest.approx(1.0)
     card = (folder / "README.md").read_text()
@@ -159,7 +159,7 @@ def test_rows_that_it_was_trained_on_are_refused_and_shown_where_that_was_allowe
     if make in (finetuned, merged):
         assert "Calibration set" not in card and "## Against its base" in card
     if make is one_recipe:
-        assert found["calibration set training data"].num_found > 0
+        assert found["calibration set training data"].num_contaminated > 0
 
 
 def test_training_rows_are_looked_into_whatever_their_fields(
@@ -168,7 +168,7 @@ def test_training_rows_are_looked_into_whatever_their_fields(
     report = RunReport.load(distilled(dense, rows, tmp_path))
     item = " ".join(held_out(declare).split()[2:17])
     found = overlaps(report, {"facts": [item, "nothing of the kind was ever said there by anyone"]})
-    assert [(row.text, row.num_found) for row in found] == [("distill data train.jsonl", 1)]
+    assert [(row.text, row.num_contaminated) for row in found] == [("distill data train.jsonl", 1)]
     rows.write_text(rows.read_text().replace("cat", "dog"))
     assert "no longer the one that was trained on" in str(overlaps(report, {"facts": [item]})[0].note)
     rows.unlink()
@@ -191,10 +191,11 @@ def test_a_base_that_was_trained_is_followed_too(dense: Path, rows: Path, tmp_pa
 
 def test_problems_are_said_all_at_once() -> None:
     from llmcompress.evaluate.contamination import refuse
-    from llmcompress.report import Overlap
+    from llmcompress.report import Contamination
 
     rows = [
-        Overlap(text="calibration set a", part=part, num_items=4, num_found=2, share=0.5, example="x") for part in "pq"
+        Contamination(text="calibration set a", part=part, num_items=4, num_contaminated=2, share=0.5, example="x")
+        for part in "pq"
     ]
     with pytest.raises(ProblemsError) as error:
         refuse(rows, 0.01, "own")

@@ -225,9 +225,9 @@ def test_a_student_with_other_padding_rows_against_its_teacher(
     vocabulary = json.loads((dense / "config.json").read_text())["vocab_size"]
     student, heard = make_checkpoint(seed=5, num_hidden_layers=1, vocab_size=vocabulary + 8), Heard()
     result = compare(student, dense, declare(), heard)
-    assert result.texts[0].shared_entries == vocabulary and result.texts[0].kl > 0
+    assert result.texts[0].shared_vocabulary == vocabulary and result.texts[0].kl > 0
     assert any(f"{vocabulary} and {vocabulary + 8} rows of logits for the same" in line for line in heard.lines)
-    assert compare(dense, student, declare()).texts[0].shared_entries == vocabulary
+    assert compare(dense, student, declare()).texts[0].shared_vocabulary == vocabulary
 
 
 def test_a_token_of_a_text_without_a_row_is_one_line(dense: Path, declare: Declare, tmp_path: Path) -> None:

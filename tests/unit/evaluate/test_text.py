@@ -180,7 +180,7 @@ def test_a_result_of_the_first_version_is_read() -> None:
     old = {
         "name": "t", "num_tokens": 9, "seq_len": 3, "baseline_perplexity": 2.0, "compressed_perplexity": 3.0,
         "perplexity_ratio_interval": [1.4, 1.6], "kl": 0.1, "kl_interval": [0.05, 0.2], "top1_agreement": 0.9,
-        "shared_entries": None, "budget_kl": 0.15, "budget_perplexity_ratio": None, "verdict": "inconclusive",
+        "shared_vocabulary": None, "budget_kl": 0.15, "budget_perplexity_ratio": None, "verdict": "inconclusive",
     }  # fmt: skip
     result = TextResult.model_validate(old)
     assert (result.kl, result.kl_interval, result.top1_agreement) == (0.1, (0.05, 0.2), 0.9)

@@ -52,7 +52,7 @@ def test_training_begins_closer_to_the_full_precision_model(finetune: Finetune, 
     starts = {}
     for init in ("default", "loftq", "residual"):
         part = finetune(init, adapter="qlora", init=init, rank=16, data={"seq_len": 64}).finetune
-        assert part is not None and part.heldout_loss_start is not None and full is not None
-        starts[init] = abs(part.heldout_loss_start - (full.heldout_loss_base or 0))
-        assert (part.heldout_loss_start == part.heldout_loss_base) == (init == "default")
+        assert part is not None and part.heldout_loss_initial is not None and full is not None
+        starts[init] = abs(part.heldout_loss_initial - (full.heldout_loss_base or 0))
+        assert (part.heldout_loss_initial == part.heldout_loss_base) == (init == "default")
     assert starts["residual"] < starts["default"] and starts["loftq"] < starts["default"]

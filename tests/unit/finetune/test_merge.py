@@ -84,7 +84,7 @@ def test_merging_equals_peft(kind: str, model: Path, tmp_path: Path) -> None:
         changed += not torch.equal(value, load_file(model / "model.safetensors")[name])
     assert changed == {"saved modules": 3}.get(kind, 14)
     if kind == "saved modules":
-        assert report.merge is not None and report.merge.replaced == ["lm_head.weight"]
+        assert report.merge is not None and report.merge.replaced_parameters == ["lm_head.weight"]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])

@@ -20,7 +20,7 @@ TOKEN = "hf_" + "Secret0123456789abcdefghij"
 
 @pytest.fixture(scope="session")
 def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """OUT, verified, checked, with its card; its source states a licence."""
+    """OUT, verified, checked, with its card; its source states a license."""
     root = tmp_path_factory.mktemp("publish")
     source = tiny_models.save(root / "model", tiny_models.configs()["llama"])
     tiny_models.save_tokenizer(source)

@@ -58,11 +58,11 @@ def failed_stage(out: Path) -> None:
     report.save(out)
 
 
-def licence(name: str | None) -> Callable[[Path], None]:
+def license(name: str | None) -> Callable[[Path], None]:
     def change(out: Path) -> None:
         report = RunReport.load(out)
         assert report.source is not None
-        report.source.licence = name
+        report.source.license = name
         report.save(out)
 
     return change
@@ -128,7 +128,7 @@ def a_pipe(out: Path) -> None:
         (without_logits, "not verified in full (not run: logits)"),
         (changed_weights, "model.safetensors: is not the file that was verified"),
         (failed_stage, "stage verify failed: interrupted"),
-        (licence("cc-by-nc-nd-4.0"), "cc-by-nc-nd-4.0: forbids sharing a changed version"),
+        (license("cc-by-nc-nd-4.0"), "cc-by-nc-nd-4.0: forbids sharing a changed version"),
         (no_card, "has no card"),
         (edited("library_name: transformers", "library_name: transformers\nbase_model: /home/me/models/x"), "base_model: '/home/me/models/x' is no Hub id"),
         (edited("library_name: transformers", "library_name:"), "library_name: is empty"),
@@ -168,15 +168,15 @@ def test_an_adapter_of_a_hub_checkpoint_passes_and_a_path_in_another_config_is_a
 
 
 def test_all_reasons_at_once(out: Path) -> None:
-    for spoil in (failed_check, changed_weights, licence("cc-by-nd-4.0"), no_card, a_secret):
+    for spoil in (failed_check, changed_weights, license("cc-by-nd-4.0"), no_card, a_secret):
         spoil(out)
     assert len(refusals(out)) == 5
 
 
 def test_no_licence_is_a_note_in_private_and_a_reason_in_public(out: Path) -> None:
-    licence(None)(out)
-    assert refusals(out) == [] and "states no licence" in plan(out, "me/small", public=False).findings.warnings[-1]
-    assert refusals(out, public=True) == ["the original states no licence, so nothing allows sharing it"]
+    license(None)(out)
+    assert refusals(out) == [] and "states no license" in plan(out, "me/small", public=False).findings.warnings[-1]
+    assert refusals(out, public=True) == ["the original states no license, so nothing allows sharing it"]
 
 
 @pytest.mark.parametrize("name", ["small", "me/", "/small", "me/a b", "me/a--b", "me/small.", "../small", "a/b/c"])

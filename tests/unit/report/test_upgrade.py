@@ -16,7 +16,6 @@ from llmcompress.report import FILE, FOLDER, VERSION, RunReport
 from llmcompress.report.upgrade import RENAMED, upgrade
 from tests.unit.card.sample_report import full_report
 
-pytestmark = pytest.mark.skipif(VERSION < 2, reason="reports are of version 1 still")
 STORED = sorted((Path(__file__).parent / "data").glob("*.json"))
 every_report = pytest.mark.parametrize("path", STORED, ids=lambda path: path.stem)
 

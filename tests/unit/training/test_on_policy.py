@@ -119,7 +119,7 @@ def test_the_run_is_that_of_trl(tmp_path: Path) -> None:
     assert [point.loss for point in run.curve] == pytest.approx(wanted, rel=1e-3)
     for (name, mine), one in zip(student.named_parameters(), theirs.parameters(), strict=True):
         torch.testing.assert_close(mine, one, rtol=1e-2, atol=2e-3, msg=name)
-    assert 0 < own.own_batches < own.batches == 6 and own.own_tokens == own.own_batches * 4 * WRITTEN
+    assert 0 < own.student_batches < own.batches == 6 and own.student_tokens == own.student_batches * 4 * WRITTEN
 
 
 def test_the_student_is_left_as_it_was_but_for_its_weights(tmp_path: Path) -> None:
