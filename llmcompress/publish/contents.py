@@ -111,8 +111,10 @@ def contents(folder: Path, report: RunReport, repo_id: str, include: Sequence[st
             found.never[name] = why
         elif allowed or included:
             sources[name] = path
-        else:
-            (found.left if _hidden(name) else found.unknown).append(name)
+        elif not _hidden(name):
+            found.unknown.append(name)
+        elif not name.startswith(f"{FOLDER}/."):  # a stage's own bookkeeping is no news
+            found.left.append(name)
     found.unmatched.extend(
         pattern for pattern in include if not any(fnmatchcase(name, pattern) for name in [*sources, *found.never])
     )
