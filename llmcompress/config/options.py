@@ -18,10 +18,10 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, Field
 from pydantic.fields import FieldInfo
 
+from llmcompress.config.yaml_lines import parse_yaml
 from llmcompress.errors import raise_all, unknown
 
 
@@ -156,4 +156,4 @@ def pairs(value: Any) -> Any:
     for key, equals, _ in split:
         if not equals:
             raise ValueError(f"{key!r} must be KEY=VALUE")
-    return {key: yaml.safe_load(raw) for key, _, raw in split}
+    return {key: parse_yaml(raw, key) for key, _, raw in split}

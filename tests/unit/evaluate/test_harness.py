@@ -132,9 +132,9 @@ def test_the_terminal_stays_quiet_and_settings_come_back(
 ) -> None:
     tqdm = import_module("tqdm").tqdm
 
-    before = tqdm.__init__, logging.getLogger("lm_eval").level
+    before = vars(tqdm)["__init__"], logging.getLogger("lm_eval").level
     suite = load_suite(str(declare()))
     task = find_tasks(suite.tasks, suite.task_folders(), "suite")["choose", 0]
     run_task(task, loaded.model, loaded.tokenizer, 3, 2, seed=0)
     assert capfd.readouterr() == ("", "")
-    assert (tqdm.__init__, logging.getLogger("lm_eval").level) == before
+    assert (vars(tqdm)["__init__"], logging.getLogger("lm_eval").level) == before
