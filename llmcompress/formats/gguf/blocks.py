@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import torch
 
-from llmcompress.compress.scheme import WeightScheme
+from llmcompress.compress.scheme import WeightGrid
 from llmcompress.compress.weight import QuantizedWeight
 
 BLOCK = 32
@@ -35,21 +35,21 @@ class BlockType:
     carried: bool = False
 
 
-def block_type(scheme: WeightScheme, in_features: int) -> BlockType | str:
+def block_type(grid: WeightGrid, in_features: int) -> BlockType | str:
     """The block that holds a grid exactly, or why none does and what to do."""
-    if scheme.codebook is not None:
-        return f"no GGUF block holds {scheme.codebook.upper()} codes: quantize with --scheme W4A16 --group-size 32"
-    if not scheme.symmetric:
+    if grid.codebook is not None:
+        return f"no GGUF block holds {grid.codebook.upper()} codes: quantize with --scheme W4A16 --group-size 32"
+    if not grid.symmetric:
         return (
             "no GGUF block holds an asymmetric grid exactly (Q4_1 rounds its offset to float16): quantize without "
             "--asymmetric"
         )
-    group = scheme.group_width(in_features)
+    group = grid.group_width(in_features)
     if group % BLOCK or in_features % BLOCK:
         return f"GGUF blocks are {BLOCK} wide, the group is {group}: quantize with --group-size 32, 64 or 128"
-    if scheme.num_bits == 8:
+    if grid.num_bits == 8:
         return BlockType("Q8_0", 2 + BLOCK)
-    return BlockType("Q4_0", 2 + BLOCK // 2, carried=scheme.num_bits < 4)
+    return BlockType("Q4_0", 2 + BLOCK // 2, carried=grid.num_bits < 4)
 
 
 def packed(weight: QuantizedWeight) -> torch.Tensor:
@@ -58,13 +58,13 @@ def packed(weight: QuantizedWeight) -> torch.Tensor:
     Raises: AssertionError for a grid that `block_type` refuses, or a scale that is no float16 number.
     """
     rows, width = weight.codes_OI.shape
-    kind = block_type(weight.scheme, width)
+    kind = block_type(weight.grid, width)
     assert isinstance(kind, BlockType), kind
     scale_OG = weight.scale_OG.to(torch.float16)
     assert torch.equal(scale_OG.to(torch.float32), weight.scale_OG), "a scale that float16 does not hold"
     per_group = width // scale_OG.shape[1] // BLOCK
     scale_OB = scale_OG.repeat_interleave(per_group, dim=1).contiguous()
-    value_OBi = (weight.codes_OI.to(torch.int16) - weight.scheme.num_codes // 2).reshape(rows, -1, BLOCK)
+    value_OBi = (weight.codes_OI.to(torch.int16) - weight.grid.num_codes // 2).reshape(rows, -1, BLOCK)
     if kind.name == "Q8_0":
         data_OBi = value_OBi.to(torch.int8).view(torch.uint8)
     else:

@@ -1,7 +1,7 @@
 """A tokenizer.json as the fields that llama.cpp tokenizes by.
 
-Two kinds are known. Byte-level BPE (`gpt2`): tokens, merges, and the name of the pre-tokenizer, of llama.cpp's own list;
-here it is told from the regular expressions in tokenizer.json, so a vocabulary that was trained anew or extended
+Two kinds are known. Byte-level BPE (`gpt2`): tokens, merges, and the name of the pre-tokenizer in llama.cpp's own
+list; here it is told from the regular expressions in tokenizer.json, so a vocabulary that was trained anew or extended
 is known too. SentencePiece-like BPE with byte fallback (`llama`): llama.cpp merges the pair whose token has the highest
 score, so a token's score is minus the rank of its merge, which gives the same order.
 """

@@ -25,7 +25,7 @@ def solved(scheme: str, group_size: int, dtype: torch.dtype = torch.float32, see
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_librarys_dequantizer_gives_our_values(scheme: str, group_size: int, dtype: torch.dtype) -> None:
     weight = solved(scheme, group_size, dtype)
-    kind = block_type(weight.scheme, 128)
+    kind = block_type(weight.grid, 128)
     data = packed(weight)
     assert data.shape == (12, 128 // 32 * kind.num_bytes)
     found = quants.dequantize(data.numpy(), gguf.GGMLQuantizationType[kind.name])
@@ -43,7 +43,7 @@ def test_the_librarys_dequantizer_gives_our_values(scheme: str, group_size: int,
     ],
 )
 def test_a_grid_that_no_block_holds_is_refused_with_the_way_out(changes: dict[str, object], reason: str) -> None:
-    refused = block_type(preset(**changes), 96)  # type: ignore[arg-type]
+    refused = block_type(preset(**changes).grid, 96)  # type: ignore[arg-type]
     assert isinstance(refused, str) and reason in refused and "--" in refused
 
 

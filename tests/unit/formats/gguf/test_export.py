@@ -48,7 +48,7 @@ def values(file: Path) -> dict[str, np.ndarray[Any, Any]]:
 @pytest.mark.parametrize("format", ["gptq", "compressed_tensors"])
 def test_codes_of_either_layout_are_the_same_blocks(format: str, tmp_path: Path) -> None:
     found = export_gguf(quantized(tmp_path / "w4", format=format), tmp_path / "w4.gguf", progress=Silent())
-    assert found.kinds == {"Q4_0": 35, "F32": 11, "BF16": 1} and found.carried == []
+    assert found.kinds == {"Q4_0": 35, "F32": 11, "BF16": 1} and found.widened == []
     assert found.num_bytes == (tmp_path / "w4.gguf").stat().st_size
     loaded = Checkpoint.open(bundled())
     down = values(tmp_path / "w4.gguf")["blk.2.ffn_down.weight"]
@@ -58,7 +58,7 @@ def test_codes_of_either_layout_are_the_same_blocks(format: str, tmp_path: Path)
 
 def test_narrow_codes_are_carried_and_said(tmp_path: Path) -> None:
     found = export_gguf(quantized(tmp_path / "w3", scheme="W3A16"), tmp_path / "w3.gguf", progress=Silent())
-    assert found.carried == ["int3 g32 sym as Q4_0"]
+    assert found.widened == ["int3 g32 sym as Q4_0"] and "4.5 bits" in str(found)
 
 
 @pytest.mark.parametrize("model_type", sorted(FAMILIES))
@@ -106,15 +106,15 @@ def test_an_unknown_family_and_another_ending_are_refused(tmp_path: Path) -> Non
 
 
 def test_a_file_that_does_not_hold_what_went_in_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    true_bytes = exporting._bytes
+    true_bytes = exporting.Export.stored
 
-    def flipped(checkpoint: Checkpoint, tensor: exporting.GgufTensor) -> torch.Tensor:
-        data = true_bytes(checkpoint, tensor).clone()
+    def flipped(self: exporting.Export, tensor: exporting.GgufTensor) -> torch.Tensor:
+        data = true_bytes(self, tensor).clone()
         if tensor.name == "blk.1.ffn_up.weight":
             data.view(torch.uint8).flatten()[7] ^= 1
         return data
 
-    monkeypatch.setattr(exporting, "_bytes", flipped)
+    monkeypatch.setattr(exporting.Export, "stored", flipped)
     with pytest.raises(LLMCompressError, match=r"blk\.1\.ffn_up\.weight does not hold"):
         export_gguf(quantized(tmp_path / "w4"), tmp_path / "w4.gguf", progress=Silent())
     assert not (tmp_path / "w4.gguf").exists() and not list(tmp_path.glob(".*.partial"))
