@@ -11,6 +11,7 @@
     card                                          its model card, drawn anew                     ──> Artifact
     run                                           a whole recipe, a file or a mapping            ──> Artifact
     load                                          an artifact that was made before               ──> Artifact
+    export                                        a file of another engine's own (GGUF)          ──> Exported
     plan compare reproduce push serve             before, beside, again, to the Hub, as a server
     recipes methods                               what there is to choose from                   ──> tables
 
@@ -34,7 +35,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_TOOLS = ("compare", "load", "methods", "plan", "push", "recipes", "reproduce", "run", "serve")
+_TOOLS = ("compare", "export", "load", "methods", "plan", "push", "recipes", "reproduce", "run", "serve")
 _VERBS = ("card", "check", "distill", "evaluate", "finetune", "measure", "merge", "quantize", "verify")
 _TYPES = {
     "Artifact": "llmcompress.api.results",
@@ -103,6 +104,7 @@ if TYPE_CHECKING:
     from llmcompress.api.results import Artifact as Artifact
     from llmcompress.api.results import Rows as Rows
     from llmcompress.api.tools import compare as compare
+    from llmcompress.api.tools import export as export
     from llmcompress.api.tools import load as load
     from llmcompress.api.tools import methods as methods
     from llmcompress.api.tools import plan as plan

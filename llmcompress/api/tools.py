@@ -18,13 +18,17 @@ from llmcompress.config.recipe import Recipe
 from llmcompress.config.recipe import load as load_recipe
 from llmcompress.config.stage import stage
 from llmcompress.console import Progress, duration, megabytes, watched
+from llmcompress.errors import unknown
 
 if TYPE_CHECKING:
     from llmcompress.api.models import Model
     from llmcompress.checkpoint.hub import Pushed
     from llmcompress.compress.planning import QuantizePlan
+    from llmcompress.formats.gguf.export import Exported
     from llmcompress.publish.push import Plan as PushPlan
 
+EXPORT_FORMATS = ("gguf",)
+"""Files that `export` writes."""
 PROBE_FEATURES = 4096
 """A width that every rule on divisibility accepts, so that what is refused is the grid itself."""
 PROBE_SIZE = 512
@@ -58,6 +62,36 @@ def run(
         built = load_recipe(str(recipe), [*overrides, *consent])
     reports = execute(built, progress=progress, overwrite=overwrite, fresh=fresh)
     return Artifact.of(reports, Path(built.output))
+
+
+def export(
+    model: Model,
+    output: str | PathLike[str],
+    *,
+    format: str = "gguf",
+    dense: str = "auto",
+    overwrite: bool = False,
+    progress: Progress | bool | None = None,
+) -> Exported:
+    """Write a checkpoint (of llmcompress, or plain weights) as a file of another engine's own; codes stay as they are.
+
+    format: gguf, what llama.cpp reads. dense: type of the matrices that are not quantized: auto (as stored), F32, F16,
+    BF16 or Q8_0.
+
+    Raises: LLMCompressError for what the format does not hold, before anything is written, and for a file that does
+    not hold what went in.
+    """
+    from llmcompress.checkpoint.reader import Checkpoint
+    from llmcompress.formats.gguf.export import DENSE, export_gguf
+
+    if format not in EXPORT_FORMATS:
+        raise unknown("export format", format, EXPORT_FORMATS)
+    kind = next((known for known in DENSE if known == dense), None)
+    if kind is None:
+        raise unknown("type", dense, DENSE, "dense")
+    with named(model) as source:
+        folder = Checkpoint.open(source.name).folder
+        return export_gguf(folder, Path(output), dense=kind, overwrite=overwrite, progress=watched(progress))
 
 
 @dataclass(frozen=True, slots=True)

@@ -107,6 +107,23 @@ def compare(folders: tuple[str, ...], html: str | None, figure: str | None, as_j
 
 
 @tool(
+    path("model", "MODEL", MODEL),
+    Option(["output", "-o", "--output"], metavar="FILE", required=True, help="File to write."),
+    Option(["format", "--format"], metavar="NAME", type=choice(*tools.EXPORT_FORMATS), default="gguf", shown="gguf",
+           help="Format of the file: gguf, what llama.cpp reads."),
+    Option(["dense", "--dense"], metavar="TYPE", type=choice("auto", "F32", "F16", "BF16", "Q8_0"), shown="auto",
+           help="Type of the matrices that are not quantized; auto: as stored."),
+    *common("overwrite"),
+    example="llmcompress export out/w4 -o out/w4.gguf",
+)  # fmt: skip
+def export(model: str, output: str, as_json: bool, **how: Any) -> int:
+    """Write a checkpoint as a file of another engine's own. Codes stay as they are."""
+    exported = tools.export(model, output, progress=console(), **given(how))
+    print(json.dumps(asdict(exported) | {"file": str(exported.file)}, indent=1) if as_json else exported)
+    return 0
+
+
+@tool(
     path("folder", "OUT", OUT),
     Option(["keep", "--keep"], metavar="DIR", help="Folder to keep the result in. [default: removed]"),
     *common("trust_remote_code", "allow_pickle"),

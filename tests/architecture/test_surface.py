@@ -13,7 +13,7 @@ from tests.architecture.sources import ROOT
 
 NAMES = {
     "load", "quantize", "finetune", "merge", "distill", "plan", "verify", "check", "evaluate", "measure", "card",
-    "compare", "reproduce", "push", "serve", "run", "recipes", "methods",
+    "compare", "export", "reproduce", "push", "serve", "run", "recipes", "methods",
     "Artifact", "Checkpoint", "LLMCompressError", "Progress", "Recipe", "Report", "Rows", "Scheme", "WeightGrid",
     "__version__",
 }  # fmt: skip
