@@ -5,7 +5,7 @@ from __future__ import annotations
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
@@ -205,11 +205,13 @@ def reproduce(
     return Rows(rows, folder=result.folder, failures=result.reasons)
 
 
-def push_plan(artifact: str | PathLike[str], repo: str, *, public: bool = False) -> PushPlan:
-    """The files that `push` would send and what stands in the way; nothing is sent."""
+def push_plan(
+    artifact: str | PathLike[str], repo: str, *, public: bool = False, include: Sequence[str] = ()
+) -> PushPlan:
+    """The files that `push` would send and what stands in the way; nothing is sent. include: as in `push`."""
     from llmcompress.publish.push import plan as planned
 
-    return planned(Path(artifact), repo, public=public)
+    return planned(Path(artifact), repo, public=public, include=include)
 
 
 def push(
@@ -219,14 +221,18 @@ def push(
     public: bool = False,
     revision: str | None = None,
     pull_request: bool = False,
+    include: Sequence[str] = (),
 ) -> Pushed:
     """Put a verified checkpoint with its card on the Hub, in one commit; the token is HF_TOKEN or `hf auth login`'s.
+
+    include: patterns of files that no checkpoint has by itself and that go out too (`*` crosses folders).
 
     Raises: LLMCompressError, one for each reason why it may not leave the machine, and what the Hub says.
     """
     from llmcompress.publish.push import push as pushed
 
-    return pushed(push_plan(artifact, repo, public=public), public=public, revision=revision, pull_request=pull_request)
+    plan = push_plan(artifact, repo, public=public, include=include)
+    return pushed(plan, public=public, revision=revision, pull_request=pull_request)
 
 
 def serve(
@@ -240,15 +246,20 @@ def serve(
     name: str | None = None,
     trust_remote_code: bool = False,
     announce: Any = None,
+    **limits: Any,
 ) -> None:
     """Serve a checkpoint with an OpenAI-compatible API until a signal ends it; this process becomes the server.
 
+    limits: fields of `publish.limits.ServerLimits`, what one request and all of them may ask for.
     announce: called with the engine, why it was chosen, the model's name, the address, and the key where one was made.
     Raises: LLMCompressError when no engine can run it here, or the port is taken.
     """
     from llmcompress.checkpoint.reader import Checkpoint
+    from llmcompress.config.validation import validated
     from llmcompress.publish import serve as serving
+    from llmcompress.publish.limits import ServerLimits
 
+    bounds = validated(ServerLimits, limits)
     file = Path(api_key_file) if api_key_file else None
     key = serving.api_key(file, make_api_key)
     serving.require_key(host, key)
@@ -261,7 +272,7 @@ def serve(
         announce(
             {"engine": choice.engine, "why": choice.why, "model": called, "address": f"http://{host}:{port}/v1"}, made
         )
-    serving.run(checkpoint, choice.engine, called, host=host, port=port, key=key)
+    serving.run(checkpoint, choice.engine, called, host=host, port=port, key=key, limits=bounds)
 
 
 def recipes() -> Rows:

@@ -21,6 +21,7 @@ from llmcompress.config.stage import settings_class
 from llmcompress.console import console
 from llmcompress.distributed import speaks
 from llmcompress.errors import unknown
+from llmcompress.publish.limits import ServerLimits
 
 if TYPE_CHECKING:
     from llmcompress.publish.push import Plan
@@ -148,21 +149,23 @@ def reproduce(folder: str, as_json: bool, **how: Any) -> int:
     Option(["public", "--public"], is_flag=True, help="Public repository. [default: private]"),
     Option(["revision", "--revision"], metavar="BRANCH", help="Branch to commit to; made if there is none."),
     Option(["pull_request", "--pr"], is_flag=True, help="Pull request instead of a commit."),
+    Option(["include", "--include"], metavar="PATTERN", multiple=True, help="Further files to send; repeatable."),
     Option(["dry_run", "--dry-run"], is_flag=True, help="List of files and problems; nothing is sent."),
     as_json(),
     example="llmcompress push out/nf4 USER/REPO --dry-run",
 )
 def push(
-    folder: str, repo: str, public: bool, revision: str | None, pull_request: bool, dry_run: bool, as_json: bool
-) -> int:
+    folder: str, repo: str, public: bool, revision: str | None, pull_request: bool, include: tuple[str, ...],
+    dry_run: bool, as_json: bool,
+) -> int:  # fmt: skip
     """Put a verified checkpoint with its card on the Hub, in one commit. The token is HF_TOKEN or `hf auth login`'s."""
-    plan = tools.push_plan(folder, repo, public=public)
+    plan = tools.push_plan(folder, repo, public=public, include=include)
     if dry_run:
         print(json.dumps(_plan_data(plan), indent=1) if as_json else "\n".join(_plan_lines(plan)))
         return FAILED if plan.findings.refusals else 0
     for warning in plan.findings.warnings:
         print(f"note: {warning}", file=sys.stderr)
-    done = tools.push(folder, repo, public=public, revision=revision, pull_request=pull_request)
+    done = tools.push(folder, repo, public=public, revision=revision, pull_request=pull_request, include=include)
     result = {"commit": done.commit, "pull_request": done.pull_request}
     print(json.dumps(result, indent=1) if as_json else done.pull_request or done.commit)
     return 0
@@ -200,6 +203,7 @@ def _plan_lines(plan: Plan) -> list[str]:
     Option(["make_api_key", "--make-api-key"], is_flag=True, default=None,
            help="A new key, shown on stderr, where there is none."),
     Option(["name", "--name"], metavar="NAME", help="Name of the model for clients. [default: its folder or Hub id]"),
+    *settings_options(ServerLimits),
     *common("trust_remote_code"),
     example="llmcompress serve out/nf4 --port 8000",
 )  # fmt: skip

@@ -31,10 +31,10 @@ from llmcompress.data.calibration import CalibrationSet
 from llmcompress.distributed import World
 from llmcompress.formats.base import Format
 from llmcompress.memory import give_back
-from llmcompress.models import device as devices
 from llmcompress.models import meta as skeleton
 from llmcompress.models.activations import ActivationFile
 from llmcompress.models.blocks import DecoderLayers, put_weight_OI
+from llmcompress.models.loading import best_device
 from llmcompress.models.shared_inputs import shared_inputs
 from llmcompress.models.stream import Calls, Original, capture, plain, recomputed, share_arguments, staged
 from llmcompress.report import LinearRow
@@ -58,7 +58,7 @@ class LayerLoop:
         self.chosen, self.formats, self.settings, self.dtype = chosen, formats, settings, dtype
         self.streaming, self.workspace, self.world, self.ledger = streaming, workspace, world, ledger
         self.method, self.method_settings = settings.solver()
-        self.device = devices.best()
+        self.device = best_device()
         self.compute = torch.bfloat16 if self.device.type == "cuda" and dtype == torch.bfloat16 else torch.float32
         total = len(layers.layers)
         self.start = next((index for index in range(total) if workspace.finished_rows(index) is None), total)

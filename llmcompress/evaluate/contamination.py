@@ -43,7 +43,8 @@ def refuse(rows: Iterable[Contamination], bound: float, suite: str) -> None:
         [
             LLMCompressError(
                 f"suite {suite}: {row.part}: {row.num_contaminated} of {row.num_items - row.num_too_short} items share "
-                f"{LONGEST} words in a row with the {row.text} ({row.share:.1%}; at most {bound:.1%}), e.g. {row.example!r}",
+                f"{LONGEST} words in a row with the {row.text} ({row.share:.1%}; at most {bound:.1%}), "
+                f"e.g. {row.example!r}",
                 "its score would say little: choose other text or another suite, or pass --allow-overlap, which the "
                 "card will show",
             )

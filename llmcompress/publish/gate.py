@@ -17,10 +17,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import yaml
-
 from llmcompress.card.metadata import problems as front_matter_problems
 from llmcompress.card.public import local_paths
+from llmcompress.config.yaml_lines import parse_yaml
 from llmcompress.errors import LLMCompressError
 from llmcompress.publish.contents import CARD, Contents, File, grouped
 from llmcompress.publish.secrets import secret_in
@@ -155,9 +154,9 @@ def card_problems(content: str) -> list[str]:
     if len(parts) < 3 or parts[0]:
         return ["has no front matter"]
     try:
-        front = yaml.safe_load(parts[1])
-    except yaml.YAMLError as error:
-        return [f"its front matter is not YAML ({str(error).splitlines()[0]})"]
+        front = parse_yaml(parts[1], "its front matter")
+    except LLMCompressError as error:
+        return error.lines()
     if not isinstance(front, dict):
         return ["its front matter is no mapping"]
     return [*(f"front matter: {one}" for one in front_matter_problems(front)), *_body_problems(parts[2])]

@@ -31,8 +31,8 @@ class LinearRow(Part):
 
     name: str = Field(description="module path, e.g. model.layers.0.mlp.down_proj")
     shape: tuple[int, int] = Field(description="out_features, in_features")
-    scheme: str | None = Field(description="WeightScheme.label(); None when skipped")
-    grid: dict[str, int | bool | str | None] | None = Field(default=None, description="the fields of that WeightScheme")
+    scheme: str | None = Field(description="WeightGrid.label(); None when skipped")
+    grid: dict[str, int | bool | str | None] | None = Field(default=None, description="the fields of that WeightGrid")
     tensor_prefix: str | None = Field(default=None, description="what the packed tensors' names begin with")
     method: str | None
     outcome: Literal["quantized", "fell_back", "skipped"]
