@@ -25,12 +25,20 @@ OF_CARDS = ("higher_is_better", "hub_dataset", "dataset_name", "dataset_path", "
 class Artifact:
     """A folder that llmcompress wrote: config, weights and tokenizer as loaders expect them, report and card beside.
 
-    layouts: format -> the artifact in it, where several were asked for; this one is the first of them.
+    known: its report, where it is in memory already. layouts: format -> the artifact in it, where several were asked
+    for; this one is the first of them.
     """
 
     folder: Path
-    report: RunReport
+    known: RunReport | None
     layouts: Mapping[str, Artifact]
+
+    @property
+    def report(self) -> RunReport:
+        """What the run wrote down. Raises: LLMCompressError where there is none in the folder (yet)."""
+        from llmcompress.report import RunReport
+
+        return self.known if self.known is not None else RunReport.load(self.folder)
 
     @classmethod
     def open(cls, folder: str | Path) -> Artifact:
@@ -41,12 +49,12 @@ class Artifact:
 
     @classmethod
     def of(cls, reports: Mapping[Path, RunReport], out: Path) -> Artifact:
-        """The artifact of a run's reports, by their folders; that in `out` for a process that only helped."""
+        """The artifact of a run's reports, by their folders; for a process that only helped, what the other writes."""
         if not reports:
-            return cls.open(out)
+            return cls(out, None, {})
         made = [cls(folder, report, {}) for folder, report in reports.items()]
         layouts = {artifact.folder.name: artifact for artifact in made} if len(made) > 1 else {}
-        return cls(made[0].folder, made[0].report, layouts)
+        return cls(made[0].folder, made[0].known, layouts)
 
     def summary(self) -> str:
         """What the command prints: size, what each stage has to say, where the card is."""

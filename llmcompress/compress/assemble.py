@@ -14,12 +14,12 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import StoredTensor, torch_dtype
 from llmcompress.checkpoint.source import has_chat_template, side_files, source_metadata
 from llmcompress.checkpoint.writer import give_name, write_shards
-from llmcompress.compress.roundtrip import mismatches
 from llmcompress.compress.targets import Targets
 from llmcompress.compress.workspace import Workspace
 from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import Format, Layout
+from llmcompress.formats.roundtrip import mismatches
 from llmcompress.models.meta import FLOATS
 from llmcompress.report import Check, Output, RunReport, Source
 

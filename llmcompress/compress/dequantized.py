@@ -11,9 +11,9 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.compress.roundtrip import unpack_row
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import FORMATS
+from llmcompress.formats.roundtrip import unpack_row
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import put_weight_OI
 from llmcompress.report import PLAIN, RunReport

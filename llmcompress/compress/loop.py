@@ -21,7 +21,6 @@ from llmcompress.compress.block_solver import LayerSolver
 from llmcompress.compress.footprint import Footprint
 from llmcompress.compress.methods.base import Need
 from llmcompress.compress.prefetch import ReadAhead, WriteBehind
-from llmcompress.compress.roundtrip import unpack_row
 from llmcompress.compress.settings import QuantizeSettings
 from llmcompress.compress.targets import Target, Targets
 from llmcompress.compress.timing import Ledger
@@ -30,6 +29,7 @@ from llmcompress.console import Progress
 from llmcompress.data.calibration import CalibrationSet
 from llmcompress.distributed import World
 from llmcompress.formats.base import Format
+from llmcompress.formats.roundtrip import unpack_row
 from llmcompress.memory import give_back
 from llmcompress.models import meta as skeleton
 from llmcompress.models.activations import ActivationFile

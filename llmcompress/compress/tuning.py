@@ -38,7 +38,6 @@ from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.compress.grid import Scales
-from llmcompress.compress.roundtrip import unpack_codes
 from llmcompress.compress.solvers.codes import kernel_inputs
 from llmcompress.compress.solvers.kernels_torch import nearest
 from llmcompress.compress.solvers.refine import rescaled
@@ -48,6 +47,7 @@ from llmcompress.console import Progress
 from llmcompress.data.calibration import CalibrationSet
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import Format
+from llmcompress.formats.roundtrip import unpack_codes
 from llmcompress.memory import large_blocks_kept
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import is_transposed

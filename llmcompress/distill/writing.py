@@ -21,10 +21,10 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import read_header, torch_dtype
 from llmcompress.checkpoint.source import side_files
 from llmcompress.checkpoint.writer import plain_output, write_shards
-from llmcompress.compress.roundtrip import unpack_codes
 from llmcompress.console import quiet
 from llmcompress.distill.quantized import OnGrid, trained_codes, with_codes
 from llmcompress.formats.base import FORMATS
+from llmcompress.formats.roundtrip import unpack_codes
 from llmcompress.models.meta import FLOATS
 from llmcompress.report import LinearRow, Output, RunReport
 

@@ -19,7 +19,6 @@ from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import torch_dtype
-from llmcompress.compress.roundtrip import unpack_row
 from llmcompress.data.settings import DataSettings
 from llmcompress.data.sources import is_file
 from llmcompress.errors import LLMCompressError, raise_all
@@ -29,6 +28,7 @@ from llmcompress.finetune.initialization import quantized_weight
 from llmcompress.finetune.settings import AdapterRef
 from llmcompress.finetune.update import Update, merged_weight
 from llmcompress.formats.base import FORMATS
+from llmcompress.formats.roundtrip import unpack_row
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import is_transposed
 from llmcompress.report import Finetune, LinearRow, RunReport, is_ours

@@ -27,7 +27,6 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.compress.dequantized import load_dequantized
 from llmcompress.compress.methods.base import METHODS
-from llmcompress.compress.roundtrip import row_scheme, unpack_row
 from llmcompress.console import Progress, Silent
 from llmcompress.data.collate import Example, padding_token
 from llmcompress.data.examples import load_examples
@@ -40,6 +39,7 @@ from llmcompress.finetune.merge_writer import write_merged
 from llmcompress.finetune.settings import AdapterRef
 from llmcompress.finetune.update import merged_weight
 from llmcompress.formats.base import FORMATS
+from llmcompress.formats.roundtrip import row_scheme, unpack_row
 from llmcompress.models.blocks import put_weight_OI
 from llmcompress.report import AdapterRetention, LinearRetention, LinearRow, Merge, RunReport
 from llmcompress.training.heldout import heldout_kl

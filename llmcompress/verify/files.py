@@ -34,8 +34,8 @@ def digests(folder: Path, report: RunReport) -> Check:
 
 def tensors(folder: Path, report: RunReport, source: Checkpoint | None) -> Check:
     """Every tensor that the model and the layout need is stored, and none besides but what the source had too."""
-    from llmcompress.compress.roundtrip import row_scheme
     from llmcompress.formats.base import FORMATS
+    from llmcompress.formats.roundtrip import row_scheme
     from llmcompress.models import meta
 
     assert report.output is not None
@@ -84,7 +84,7 @@ def _same(checkpoint: Checkpoint, source: Checkpoint, name: str) -> bool:
 
 def round_trip(folder: Path, report: RunReport) -> Check:
     """Every quantized linear unpacked from disk, its codes, scales and zero points those that the solver returned."""
-    from llmcompress.compress.roundtrip import mismatches
+    from llmcompress.formats.roundtrip import mismatches
 
     assert report.output is not None
     count = sum(row.outcome != "skipped" for row in report.linears)

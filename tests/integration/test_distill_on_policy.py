@@ -30,7 +30,7 @@ def test_a_student_writes_its_own_text(make: Make, compress: Any, distill: Any, 
     found = distill(teacher, stages=[{"card": {}}], on_policy={"lmbda": 1.0, "max_new_tokens": 8}, **more)
     assert found.losses == {"js": 1.0} and found.on_policy is not None
     assert found.on_policy.student_batches == found.on_policy.batches == 3 < found.on_policy.student_tokens <= 3 * 4 * 8
-    assert "the student wrote the text of 3 of 3 batches itself" in (tmp_path / "out" / "README.md").read_text()
+    assert "the student generated the text of 3 of 3 batches itself" in (tmp_path / "out" / "README.md").read_text()
     if student == "cut":
         before, after = (json.loads((tmp_path / one / "config.json").read_text()) for one in ("llama-source", "out"))
         assert after == before | {"num_hidden_layers": 1, "transformers_version": after["transformers_version"]}

@@ -180,7 +180,7 @@ class Export:
         if tensor.row is None:
             value = self.checkpoint.tensor(tensor.source).to(torch.float32) + tensor.offset
             return interleaved(value, tensor.heads) if tensor.heads else value
-        from llmcompress.compress.roundtrip import unpack_codes
+        from llmcompress.formats.roundtrip import unpack_codes
 
         assert self.layout is not None, "codes without a layout"
         weight = unpack_codes(self.checkpoint, tensor.row, self.layout)
@@ -249,7 +249,7 @@ def _tensors(
     """
     from gguf import MODEL_ARCH_NAMES, get_tensor_name_map
 
-    from llmcompress.compress.roundtrip import row_scheme
+    from llmcompress.formats.roundtrip import row_scheme
 
     arch = next(known for known, name in MODEL_ARCH_NAMES.items() if name == family.arch)
     names = get_tensor_name_map(arch, config.num_hidden_layers)

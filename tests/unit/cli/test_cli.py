@@ -107,7 +107,7 @@ from llmcompress.cli import main as cli
 from llmcompress.compress import workspace
 def full(path, data):
     raise OSError(errno.ENOSPC, "No space left on device", str(path))
-workspace._write_whole = full
+workspace.write_atomic = full
 sys.argv = ["llmcompress", "quantize", {str(model)!r}, "-o", {str(tmp_path / "OUT")!r}, "--method", "rtn", "--group-size", "32"]
 cli.main()
 """

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from llmcompress.checkpoint.reader import Checkpoint
-from llmcompress.compress.roundtrip import unpack_row
 from llmcompress.config.recipe import Recipe
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
 from llmcompress.finetune.retention import measure_retention
 from llmcompress.formats.base import FORMATS
+from llmcompress.formats.roundtrip import unpack_row
 from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
 from tests.unit.finetune.conftest import recipe
