@@ -67,8 +67,8 @@ def _tokenizer_of(model: PreTrainedModel) -> Any:
     from transformers import AutoTokenizer
 
     try:
-        return AutoTokenizer.from_pretrained(model.name_or_path)
-    except (OSError, ValueError, ImportError) as error:
+        return AutoTokenizer.from_pretrained(model.name_or_path, trust_remote_code=False)
+    except Exception as error:  # transformers and its packages raise all kinds
         raise LLMCompressError(
             f"model: no tokenizer lies at its name_or_path {model.name_or_path!r}", "pass tokenizer="
         ) from error

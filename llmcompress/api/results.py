@@ -78,7 +78,8 @@ class Artifact:
         return path.read_text(encoding="utf-8")
 
     def load(self, **kwargs: Any) -> Any:
-        """The model, by transformers (`from_pretrained` of its architecture, with `kwargs`); an adapter on its base.
+        """The model, by transformers (`from_pretrained` of its architecture, with `kwargs`,
+        among which trust_remote_code is consent); an adapter on its base.
 
         Raises: LLMCompressError where transformers cannot load it, such as for want of a package of the layout.
         """
@@ -89,7 +90,7 @@ class Artifact:
             content = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
             names = content.get("architectures") or ["AutoModelForCausalLM"]
             kind = getattr(transformers, names[0], transformers.AutoModelForCausalLM)
-            return kind.from_pretrained(self.folder, **kwargs)
+            return kind.from_pretrained(self.folder, **{"trust_remote_code": False, **kwargs})
         except Exception as error:  # transformers and the packages of layouts raise all kinds
             said = (str(error).strip() or type(error).__name__).splitlines()[0]
             raise LLMCompressError(

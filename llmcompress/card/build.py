@@ -22,7 +22,7 @@ from llmcompress.card import markdown, view
 from llmcompress.card.figures import draw_errors, draw_scores, draw_training
 from llmcompress.card.metadata import as_text, front_matter, problems
 from llmcompress.card.public import last_part, public
-from llmcompress.errors import LLMCompressError, raise_all
+from llmcompress.errors import LLMCompressError, raise_all, third_party
 from llmcompress.files import write_atomic
 from llmcompress.report import FOLDER, RunReport, numerals
 
@@ -39,7 +39,12 @@ def write_card(folder: Path) -> Path:
 
     Raises: LLMCompressError when there is no report of this version, or it holds metadata that the Hub refuses.
     """
-    report = public(RunReport.load(folder))
+    report = RunReport.load(folder)
+    with third_party(f"{folder}: no card can be drawn from its report"):
+        return _written(folder, public(report))
+
+
+def _written(folder: Path, report: RunReport) -> Path:
     front = front_matter(report)
     raise_all([LLMCompressError(f"{folder}: front matter of its card: {problem}") for problem in problems(front)])
     trained = report.distillation or report.finetune

@@ -27,6 +27,9 @@ TYPES: dict[str, tuple[type, ...]] = {
 POSITIVE = ("hidden_size", "num_attention_heads", "num_key_value_heads", "vocab_size", "n_embd", "n_head", "d_model")
 """What transformers divides by."""
 
+KERNELS = ("attn_implementation", "_attn_implementation", "experts_implementation", "_experts_implementation")
+"""What transformers takes as the name of a repository with compiled code, where a slash is in it."""
+
 LAYERS = re.compile(r"(num|n)_(\w+_)?(layers?|blocks)|(encoder|decoder)_layers")
 EXPERTS = re.compile(r"(num|n)_(\w+_)?experts")
 WIDTHS = re.compile(
@@ -50,6 +53,8 @@ def config_problems(config: Mapping[str, Any], where: str) -> list[LLMCompressEr
             problems.append(_problem(where, key, value, "must be a list of class names"))
         elif field in POSITIVE and not isinstance(value, list) and (type(value) is not int or value < 1):
             problems.append(_problem(where, key, value, "must be an integer from 1 up"))
+        elif field in KERNELS and "/" in str(value):
+            problems.append(_problem(where, key, value, "code that would be fetched from a repository"))
         elif _count(field) and not isinstance(value, list | dict) and (type(value) is not int or value < 0):
             problems.append(_problem(where, key, value, "must be an integer from 0 up"))
     return problems

@@ -41,6 +41,7 @@ HINTS = {
     errno.EDQUOT: "free some; the same command goes on from what was finished",
     errno.EACCES: "choose a place that you may read and write, or change its permissions",
     errno.EPERM: "choose a place that you may read and write, or change its permissions",
+    errno.EFBIG: "raise the limit of file sizes (ulimit -f), or choose an output on another file system",
     errno.EROFS: "choose an output on a disk that can be written",
     errno.EMFILE: "raise the limit of open files (ulimit -n)",
     errno.ENFILE: "raise the limit of open files of this machine",
@@ -143,9 +144,12 @@ def explained(error: Exception) -> list[str]:
     if isinstance(error, click.UsageError):
         command = error.ctx.command_path if error.ctx else "llmcompress"
         return [_one_line(error.format_message()), f"hint: {command} --help"]
-    if isinstance(error, OSError) and error.errno is not None:
+    system = _of_the_system(error)
+    if system is not None:
+        error = system
         what = "no space left on the disk" if error.errno == errno.ENOSPC else (error.strerror or str(error)).lower()
-        where = error.filename or ("the output" if error.errno in (errno.ENOSPC, errno.EDQUOT) else "the system")
+        writing = error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+        where = error.filename or ("the output" if writing else "the system")
         return [f"{where}: {what}", *([f"hint: {HINTS[error.errno]}"] if error.errno in HINTS else [])]
     if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
         return [
@@ -158,6 +162,23 @@ def explained(error: Exception) -> list[str]:
         f"unexpected {type(error).__name__}: {_one_line(str(error)) or 'without a message'}",
         f"hint: set {DEBUG}=1 to see the traceback; if the input is sound, please report it with the command",
     ]
+
+
+SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EMFILE, errno.ENFILE, errno.EACCES)
+"""What a library may have met when it wrote or read a file, and told in an exception of its own."""
+
+
+def _of_the_system(error: BaseException) -> OSError | None:
+    """The refusal of the system that an error is, was raised from, or repeats in its text (as Rust and C++ do)."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error
+    if isinstance(error, MemoryError | RecursionError):
+        return None
+    if isinstance(error.__cause__, OSError) and error.__cause__.errno in SYSTEM:
+        return error.__cause__
+    text = str(error)
+    number = next((code for code in SYSTEM if f"os error {code})" in text or os.strerror(code) in text), None)
+    return OSError(number, os.strerror(number)) if number is not None else None
 
 
 def _one_line(text: str) -> str:

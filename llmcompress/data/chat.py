@@ -24,7 +24,8 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from llmcompress.data.sources import is_text
-from llmcompress.errors import LLMCompressError
+from llmcompress.errors import LLMCompressError, first_line
+from llmcompress.templates import TemplateRefusalError, render_chat
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -123,16 +124,16 @@ def render(
 ) -> str:
     """A conversation in the tokenizer's chat template. prompt: with the beginning of the answer that comes next.
 
-    Raises: UnusableRowError when the template refuses it (many allow user and assistant in turn only).
+    Raises: UnusableRowError when the template refuses it (many allow user and assistant in turn only);
+    LLMCompressError when the template takes too long, or too much memory.
     """
     from jinja2 import TemplateError
 
     try:
-        return str(
-            tokenizer.apply_chat_template(messages, tools=tools, tokenize=False, add_generation_prompt=prompt)  # type: ignore[arg-type]
-        )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
-        raise UnusableRowError(f"the chat template of the tokenizer refuses it ({error})") from error
+        return render_chat(tokenizer, messages, tools, add_generation_prompt=prompt)
+    except (TemplateRefusalError, TemplateError, TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = error.reason if isinstance(error, TemplateRefusalError) else first_line(error)
+        raise UnusableRowError(f"the chat template of the tokenizer refuses it ({reason})") from error
 
 
 def trained_spans(

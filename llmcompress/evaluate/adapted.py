@@ -9,10 +9,10 @@ the training; of any other, adapter_config.json names it.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from llmcompress.checkpoint.files import read_json
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import Finetune
@@ -73,10 +73,7 @@ def _revision(folder: Path, trained: Finetune | None) -> str | None:
 
 
 def _named(folder: Path) -> str:
-    try:
-        name = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
-    except (OSError, ValueError, AttributeError) as error:
-        raise LLMCompressError(f"{folder / CONFIG}: cannot be read ({error})") from error
+    name = read_json(folder / CONFIG).get("base_model_name_or_path")
     if not isinstance(name, str) or not name:
         raise LLMCompressError(f"{folder / CONFIG}: names no base (base_model_name_or_path)")
     return name

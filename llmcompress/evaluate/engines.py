@@ -16,13 +16,13 @@ in `ENGINES`.
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
+from llmcompress.checkpoint.files import read_json
 from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.console import quiet
 from llmcompress.errors import LLMCompressError, third_party
@@ -252,15 +252,7 @@ def config_of(folder: Path) -> dict[str, Any]:
     Raises: LLMCompressError when it cannot be read.
     """
     path = (adapted.base_of(folder).folder if adapted.is_adapter(folder) else folder) / "config.json"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise LLMCompressError(f"{path}: cannot be read ({error.strerror})") from error
-    except (ValueError, RecursionError) as error:
-        raise LLMCompressError(f"{path}: not valid JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise LLMCompressError(f"{path}: holds a {type(config).__name__}, not an object")
-    return config
+    return read_json(path)
 
 
 def max_positions(folder: Path) -> int | None:

@@ -29,7 +29,7 @@ from llmcompress.data.calibration import (
 from llmcompress.data.examples import data_digest
 from llmcompress.data.settings import DataSettings
 from llmcompress.data.sources import read_rows
-from llmcompress.errors import LLMCompressError
+from llmcompress.errors import LLMCompressError, third_party
 from llmcompress.report import RunReport, TrainingData, is_ours
 
 TRAINING = ("finetune", "distill")
@@ -57,10 +57,14 @@ class Text:
 
 
 def texts_of(report: RunReport, consent: Consent = NO_CONSENT) -> list[Text]:
-    """Each text once, in the order in which they are met going back from the checkpoint to what it was made from."""
+    """Each text once, in the order in which they are met going back from the checkpoint to what it was made from.
+
+    Raises: LLMCompressError for a report whose recipe is none.
+    """
     texts: dict[str, Text] = {}
-    for text in _texts(report, consent, set()):
-        texts.setdefault(f"{text.name} {hash(tuple(text.rows))}", text)
+    with third_party("the report's recipe cannot be followed to what the checkpoint was made from"):
+        for text in _texts(report, consent, set()):
+            texts.setdefault(f"{text.name} {hash(tuple(text.rows))}", text)
     return list(texts.values())
 
 

@@ -11,7 +11,6 @@ config may ask for beyond this is refused by name: a merge that left something o
 
 from __future__ import annotations
 
-import json
 import math
 import re
 from collections.abc import Mapping
@@ -20,8 +19,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from llmcompress.checkpoint.files import read_json, refuse_outside
 from llmcompress.checkpoint.safetensors import StoredTensor, read_header
-from llmcompress.errors import LLMCompressError, raise_all
+from llmcompress.errors import LLMCompressError, raise_all, shown
 from llmcompress.finetune.update import Update
 
 PREFIX = "base_model.model."
@@ -32,6 +32,9 @@ REFUSED = (
     "target_parameters", "trainable_token_indices", "use_bdlora", "use_qalora", "velora_config",
 )  # fmt: skip
 """Settings of a PEFT adapter that change what it computes in a way that is not merged here."""
+MOST, MAX_PATTERN, MAX_REPEATS = 1 << 31, 2000, 4
+DIGITS = re.compile(r"(\\d|\[(\\d|0-9)\])(\+|\*|\{1,\})")
+"""The number of a layer in a pattern: it repeats over a digit or two."""
 _PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_E|lora_magnitude_vector)(?:\.weight)?")
 
 
@@ -55,10 +58,8 @@ class Adapter:
         if not (folder / CONFIG).is_file():
             what = "no such folder" if not folder.is_dir() else f"has no {CONFIG}"
             raise LLMCompressError(f"{path}: {what}", "an adapter is a folder that PEFT or `finetune` wrote")
-        try:
-            config = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise LLMCompressError(f"{folder / CONFIG}: not valid JSON ({error})") from error
+        refuse_outside(folder, [path for path in folder.iterdir() if path.is_symlink()])
+        config = read_json(folder / CONFIG)
         if not (folder / WEIGHTS).is_file():
             raise LLMCompressError(f"{folder}: has no {WEIGHTS}", "save the adapter as safetensors")
         adapter = cls(folder, config, read_header(folder / WEIGHTS), weight)
@@ -117,16 +118,20 @@ class Adapter:
 
     def _problems(self) -> list[LLMCompressError]:
         where, config = f"{self.folder / CONFIG}", self.config
-        problems = []
+        problems = _value_problems(config, where)
         if self.kind not in KINDS:
             problems.append(LLMCompressError(f"{where}: peft_type is {self.kind}; {' and '.join(KINDS)} can be merged"))
+        if config.get("megatron_config"):
+            problems.append(
+                LLMCompressError(
+                    f"{where}: megatron_config is set, for which PEFT imports a module that the file names"
+                )
+            )
         for key in REFUSED:
             if config.get(key):
                 problems.append(LLMCompressError(f"{where}: {key} is set, which cannot be merged into a weight"))
-        if config.get("bias", "none") != "none":
+        if config.get("bias") not in (None, "none"):
             problems.append(LLMCompressError(f"{where}: bias is {config['bias']!r}; only 'none' can be merged"))
-        if self.kind == "LORA" and not int(config.get("r") or 0):
-            problems.append(LLMCompressError(f"{where}: r is {config.get('r')}; an adapter of rank 0 holds nothing"))
         for linear, parts in self.parts.items():
             lacking = {"lora_A", "lora_B"} - parts.keys()
             if lacking:
@@ -136,6 +141,47 @@ class Adapter:
         if not self.parts and not self.whole:
             problems.append(LLMCompressError(f"{self.folder}: {WEIGHTS} holds no update"))
         return problems
+
+
+def _value_problems(config: dict[str, Any], where: str) -> list[LLMCompressError]:
+    """Numbers that are none, and patterns that PEFT would search for ever; see `_quick`."""
+    problems = []
+    for key, least in (("r", 1), ("init_r", 1), ("lora_alpha", None)):
+        value = config.get(key)
+        if value and not _number(value, least):
+            rule = "must be a number" if least is None else f"must be a number from {least} up"
+            problems.append(LLMCompressError(f"{where}: {key} is {shown(repr(value))}; {rule}"))
+    if config.get("peft_type") == "LORA" and not config.get("r"):
+        problems.append(LLMCompressError(f"{where}: r is {config.get('r')}; an adapter of rank 0 holds nothing"))
+    for key in ("rank_pattern", "alpha_pattern"):
+        patterns = config.get(key) or {}
+        least = 1 if key == "rank_pattern" else None
+        masks = config.get("peft_type") == "ADALORA" and key == "rank_pattern"  # of the ranks that are kept
+        if not isinstance(patterns, dict) or not (masks or all(_number(value, least) for value in patterns.values())):
+            problems.append(LLMCompressError(f"{where}: {key} must be an object of numbers"))
+    for key in ("rank_pattern", "alpha_pattern", "target_modules", "exclude_modules", "layers_pattern"):
+        value = config.get(key)
+        for pattern in [value] if isinstance(value, str) else value if isinstance(value, list | dict) else []:
+            if not isinstance(pattern, str) or not _quick(pattern):
+                problems.append(LLMCompressError(f"{where}: {key} holds {shown(repr(pattern))}, no pattern of a path"))
+    return problems
+
+
+def _number(value: object, least: float | None) -> bool:
+    plain = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < MOST
+    return plain and (least is None or value >= least)  # type: ignore[operator]
+
+
+def _quick(pattern: str) -> bool:
+    """Whether a regular expression is one, and is found or not at once: short, no group repeated, few repetitions."""
+    repeats = re.findall(r"[*+{]", DIGITS.sub("", pattern))
+    if len(pattern) > MAX_PATTERN or len(repeats) > MAX_REPEATS or re.search(r"\)[*+{]", pattern):
+        return False
+    try:
+        re.compile(pattern)
+    except (re.error, RecursionError, OverflowError):
+        return False
+    return True
 
 
 def _of_pattern(pattern: object, linear: str, default: Any) -> Any:

@@ -19,6 +19,7 @@ from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import torch_dtype
+from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.data.settings import DataSettings
 from llmcompress.data.sources import is_file
 from llmcompress.errors import LLMCompressError, raise_all
@@ -212,11 +213,9 @@ def _token_misfits(target: Target, adapter: Adapter) -> list[LLMCompressError]:
     """An adapter whose tokenizer knows more tokens than the model has rows for."""
     if not (adapter.folder / "tokenizer_config.json").is_file():
         return []
-    from transformers import AutoTokenizer
-
     try:
-        tokens = len(AutoTokenizer.from_pretrained(adapter.folder, local_files_only=True))
-    except (OSError, ValueError, KeyError, TypeError, ImportError):
+        tokens = len(load_tokenizer(adapter.folder))
+    except LLMCompressError:
         return []
     rows = next(
         (target.source.shape(t)[0] for p, t in target.parameters.items() if "embed_tokens" in p or "wte" in p), 0

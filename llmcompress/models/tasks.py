@@ -14,13 +14,13 @@ Shapes: B rows of a batch, S tokens of a row, V vocabulary or classes.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from llmcompress.errors import LLMCompressError, third_party, unknown
+from llmcompress.checkpoint.files import read_json
+from llmcompress.errors import LLMCompressError, unknown
 
 if TYPE_CHECKING:
     import torch
@@ -269,8 +269,7 @@ def pooling_of(folder: Path) -> str:
     path = folder / "1_Pooling" / "config.json"
     if not path.is_file():
         return "mean"
-    with third_party(f"{path}: cannot be read"):
-        modes = [key for key, value in json.loads(path.read_text(encoding="utf-8")).items() if value is True]
+    modes = [key for key, value in read_json(path).items() if value is True]
     ways = [POOLINGS[key] for key in modes if key in POOLINGS]
     others = [key for key in modes if key.startswith("pooling_mode_") and key not in POOLINGS]
     if len(ways) != 1 or others:

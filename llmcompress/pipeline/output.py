@@ -38,8 +38,8 @@ def claimed(output: str | Path, *, write: bool = True) -> Iterator[Path]:
     """The folder that `output` stands for, held by this process alone until the block ends.
 
     A link is followed: the result goes where it leads, and the link stays. A result that a killed run had set aside is
-    put back, and what killed runs left beside a finished output goes when the block ends without an error. The lock is
-    a file beside the output; the system drops it with the process, however that ends.
+    put back, and what killed runs left beside a finished output, and beside the steps before it, goes when the block
+    ends without an error. The lock is a file beside the output; the system drops it with the process.
 
     write: False for a run that only reads the folder, which needs no lock.
 
@@ -54,10 +54,12 @@ def claimed(output: str | Path, *, write: bool = True) -> Iterator[Path]:
             os.replace(set_aside(out), out)
         yield out
         if is_ours(out) or any(is_ours(folder) for folder in out.glob("*")):
+            name, steps = glob.escape(out.name), out.parent / f".{out.name}.stages"
             for left in (
                 set_aside(out),
                 unfinished(out),
-                *out.parent.glob(f".{glob.escape(out.name)}.distill-*"),
+                *out.parent.glob(f".{name}.distill-*"),
+                *(path for ending in ("partial", "old", "distill-*") for path in steps.glob(f".*.{ending}")),
             ):
                 shutil.rmtree(left, ignore_errors=True)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from llmcompress.checkpoint.hub import Pushed
 from llmcompress.checkpoint.hub import push as push_files
-from llmcompress.errors import LLMCompressError, raise_all
+from llmcompress.errors import LLMCompressError, raise_all, third_party
 from llmcompress.publish.contents import File, contents
 from llmcompress.publish.gate import Findings, inspect
 from llmcompress.report import RunReport
@@ -45,8 +45,9 @@ def plan(folder: Path, repo_id: str, *, public: bool, include: Sequence[str] = (
     if not REPO_ID.fullmatch(repo_id):
         raise LLMCompressError(f"{repo_id}: no repository name; it must be USER/NAME or ORGANISATION/NAME")
     report = RunReport.load(folder)
-    carried = contents(folder, report, repo_id, include)
-    return Plan(repo_id, carried.files, inspect(folder, report, carried, public=public))
+    with third_party(f"{folder}: what its report says cannot be held against its files"):
+        carried = contents(folder, report, repo_id, include)
+        return Plan(repo_id, carried.files, inspect(folder, report, carried, public=public))
 
 
 def push(plan: Plan, *, public: bool, revision: str | None = None, pull_request: bool = False) -> Pushed:

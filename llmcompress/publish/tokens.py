@@ -8,9 +8,11 @@ from typing import Any
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.source import load_tokenizer
+from llmcompress.errors import first_line
 from llmcompress.publish.asgi import RefusedRequestError
 from llmcompress.publish.fields import CHAT
 from llmcompress.publish.requests import CheckedRequest
+from llmcompress.templates import TemplateRefusalError, render_chat
 
 CONTEXT_KEYS = ("max_position_embeddings", "n_positions")
 
@@ -55,20 +57,19 @@ class PromptCounter:
                 for prompt in request.prompts
             )
         try:
-            encoded = self._tokenizer.apply_chat_template(
+            text = render_chat(
+                self._tokenizer,
                 [_with_parsed_arguments(message) for message in request.body["messages"]],
-                tools=request.body.get("tools"),
+                request.body.get("tools"),
                 add_generation_prompt=True,
-                tokenize=True,
-                return_dict=True,
                 **request.body.get("chat_template_kwargs", {}),
             )
         except Exception as error:
-            first = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+            first = error.reason if isinstance(error, TemplateRefusalError) else first_line(error)
             raise RefusedRequestError(
                 f"The model's chat template does not take these messages ({first}).", param="messages"
             ) from error
-        return len(encoded["input_ids"])
+        return len(self._tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
 def _variables(tokenizer: Any) -> frozenset[str]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import store
@@ -81,6 +81,19 @@ class RunReport(Part):
     card: CardFields = CardFields()
     notes: list[str] = Field(default=[], description="anything else that a reader must know")
 
+    @field_validator("recipe")
+    @classmethod
+    def _shaped_as_one(cls, recipe: dict[str, Any]) -> dict[str, Any]:
+        """Later verbs read it; what its stages mean is checked by who runs them again."""
+        steps = recipe.get("stages", [])
+        shaped = isinstance(steps, list) and all(
+            isinstance(step, dict) and all(isinstance(values, dict | None) for values in step.values())
+            for step in steps
+        )
+        if not shaped:
+            raise ValueError("stages is no list of settings by name")
+        return recipe
+
     def save(self, checkpoint: Path) -> Path:
         """Write `checkpoint`/llmcompress/report.json, whole or not at all; returns its path."""
         return store.write(checkpoint, self.model_dump_json(indent=1) + "\n")
@@ -94,7 +107,7 @@ class RunReport(Part):
         values = store.read(checkpoint)
         try:
             return cls.model_validate(values)
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             first = str(error).splitlines()[0]
             path = checkpoint / store.FOLDER / store.FILE
             raise LLMCompressError(f"{path}: not a report of version {values['version']} ({first})") from error

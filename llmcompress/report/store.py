@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from llmcompress.errors import LLMCompressError
+from llmcompress.errors import LLMCompressError, shown, third_party
 from llmcompress.files import write_atomic
 from llmcompress.report.upgrade import upgrade
 
@@ -35,8 +35,8 @@ def read(folder: Path) -> dict[str, Any]:
         raise LLMCompressError(f"{path}: not found", "only a folder that llmcompress wrote has a report")
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise LLMCompressError(f"{path}: not a report ({error})") from error
+    except (OSError, ValueError, RecursionError) as error:
+        raise LLMCompressError(f"{path}: not a report ({shown(error, 120)})") from error
     version = data.get("version") if isinstance(data, dict) else None
     if not isinstance(version, int):
         raise LLMCompressError(f"{path}: not a report (it has no version number)")
@@ -44,4 +44,7 @@ def read(folder: Path) -> dict[str, Any]:
         raise LLMCompressError(
             f"{path}: a report of version {version}; this llmcompress reads up to {VERSION}", "update it"
         )
-    return upgrade(data) if version < VERSION else dict(data)
+    if version == VERSION:
+        return dict(data)
+    with third_party(f"{path}: not a report of version {version}"):
+        return upgrade(data)

@@ -14,7 +14,6 @@ checkpoint or is worth a line (`warns`), and where that was read. A new version 
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -25,9 +24,10 @@ from typing import Any, Literal
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
+from llmcompress.checkpoint.files import read_json
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import StoredTensor
-from llmcompress.errors import unknown
+from llmcompress.errors import LLMCompressError, unknown
 from llmcompress.formats.base import FORMATS, DeclaredGrid, Format, by_quant_method, declared_grids
 from llmcompress.models.config import is_tied
 from llmcompress.report import EngineVerdict, Finding
@@ -113,8 +113,8 @@ def _config_differs(declared: Mapping[str, Any], folder: Path) -> list[str]:
     if declared.get("quant_method") != "gptq" or not beside.is_file():
         return []
     try:
-        other = json.loads(beside.read_text(encoding="utf-8"))
-    except ValueError:
+        other = read_json(beside)
+    except LLMCompressError:
         return ["it is not JSON"]
     return [key for key in _COMPARED if key in other and other[key] != declared.get(key)]
 

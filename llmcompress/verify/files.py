@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from pathlib import Path
 from typing import Any
 
+from llmcompress.checkpoint.files import read_json
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.source import side_files as files_beside
 from llmcompress.report import Check, RunReport
@@ -103,7 +103,7 @@ def side_files(folder: Path, source: Checkpoint) -> Check:
         for name in names
         if (folder / name).is_file() and (folder / name).read_bytes() != (source.folder / name).read_bytes()
     ]
-    config: dict[str, Any] = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config: dict[str, Any] = read_json(folder / "config.json")
     keys = (config.keys() | source.config.keys()) - set(OWN_KEYS)
     wrong += [f"config.json: {key} differs" for key in sorted(keys) if config.get(key) != source.config.get(key)]
     good = f"{', '.join(names) or 'no file'} and the rest of config.json are the source's"

@@ -22,11 +22,12 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.compress.scheme import WeightGrid
 from llmcompress.compress.weight import QuantizedWeight
 from llmcompress.console import Progress
-from llmcompress.errors import LLMCompressError, collected, raise_all, third_party
+from llmcompress.errors import LLMCompressError, collected, raise_all
 from llmcompress.formats.base import FORMATS, Format
 from llmcompress.formats.gguf.blocks import BLOCK, block_type, packed, rounded_q8_0
 from llmcompress.formats.gguf.families import Family, add_fields, family_of, interleaved
 from llmcompress.formats.gguf.tokenizer import GgufTokenizer, read_tokenizer
+from llmcompress.models.loading import read_config
 from llmcompress.report import LinearRow, RunReport, is_ours
 
 if TYPE_CHECKING:
@@ -128,11 +129,8 @@ class Export:
     @classmethod
     def plan(cls, folder: Path, dense: Dense) -> Export:
         """Decide over every tensor. Raises: LLMCompressError, all problems together."""
-        from transformers import AutoConfig
-
         checkpoint = Checkpoint.open(folder)
-        with third_party(f"{folder}: its config cannot be read"):
-            config = AutoConfig.from_pretrained(folder)
+        config = read_config(folder, checkpoint.trust_remote_code)
         family = family_of(config, str(folder))
         report = RunReport.load(folder) if is_ours(folder) else None
         linears = report.linears if report and report.output and report.output.quantized_parameters else []

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from llmcompress.checkpoint.files import read_json
 from llmcompress.errors import LLMCompressError
 
 NORMAL, UNKNOWN, CONTROL, USER_DEFINED, UNUSED, BYTE = 1, 2, 3, 4, 5, 6
@@ -49,10 +50,10 @@ def read_tokenizer(folder: Path, num_rows: int) -> GgufTokenizer:
     """
     path = folder / "tokenizer.json"
     try:
-        data: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         model, added = data["model"], data.get("added_tokens") or []
         vocabulary: dict[str, int] = dict(model["vocab"])
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except (LLMCompressError, ValueError, KeyError, TypeError) as error:
         raise LLMCompressError(
             f"{path}: no fast tokenizer to be read from it ({type(error).__name__})",
             "a GGUF file carries its tokenizer: save it with a fast one (tokenizer.save_pretrained)",

@@ -39,6 +39,12 @@ class OutOfMemoryError(RuntimeError):
         (RecursionError("maximum recursion depth exceeded"), "error: the input is nested too deeply", cli.DEBUG),
         (ValueError("index 5\nof 4"), "error: unexpected ValueError: index 5", cli.DEBUG),
         (KeyError(), "error: unexpected KeyError: without a message", cli.DEBUG),
+        (
+            RuntimeError("I/O error: No space left on device (os error 28)"),
+            "error: the output: no space left on",
+            "free some",
+        ),
+        (OSError(errno.EFBIG, "File too large", "OUT/x"), "error: OUT/x: file too large", "ulimit -f"),
         (OSError("a client's own error"), "error: unexpected OSError: a client's own error", cli.DEBUG),
     ],
     ids=lambda value: type(value).__name__ if isinstance(value, Exception) else "",

@@ -189,13 +189,17 @@ def test_a_result_that_was_set_aside_is_put_back(out: Path, tmp_path: Path) -> N
 def test_what_is_left_beside_a_finished_output_goes(out: Path, tmp_path: Path) -> None:
     for name in (".out.partial", ".out.old", ".out.distill-0123"):
         (tmp_path / name / "final").mkdir(parents=True)
+    steps = tmp_path / ".out.stages"
+    for name in (".merge-0123.partial", "merge-0123"):
+        (steps / name).mkdir(parents=True)
     (tmp_path / ".other.partial").mkdir()
     with pytest.raises(LLMCompressError, match="stopped"), claimed(out):
         raise LLMCompressError("stopped")
     assert (tmp_path / ".out.partial").exists()
     with claimed(out):
         pass
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.partial", "out"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".other.partial", ".out.stages", "out"]
+    assert [path.name for path in steps.iterdir()] == ["merge-0123"], "a finished step is kept for the next run"
 
 
 @pytest.mark.parametrize("killed_after", range(1, 40, 4))
