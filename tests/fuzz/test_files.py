@@ -7,9 +7,11 @@ takes ten seconds, no file outside the folder is opened. A few dozen examples ea
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Callable
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,13 +22,26 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import save
 
+from llmcompress import templates
+from llmcompress.card.build import write_card
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import DTYPE_BYTES, read_header
 from llmcompress.checkpoint.source import load_tokenizer, source_metadata
+from llmcompress.checkpoint.writer import refuse_strangers
 from llmcompress.config import recipe
-from llmcompress.errors import LLMCompressError
+from llmcompress.data import chat
+from llmcompress.data.calibration_spec import CalibrationSpec
+from llmcompress.data.sources import read_rows
+from llmcompress.errors import LLMCompressError, collected, raise_all, shown
+from llmcompress.evaluate.adapted import _named as base_name
+from llmcompress.evaluate.provenance import texts_of
 from llmcompress.evaluate.suite import load_suite
 from llmcompress.evaluate.task_files import TaskFiles, code_problems
+from llmcompress.finetune.adapter import Adapter
+from llmcompress.pipeline.run import resumed_recipe
+from llmcompress.publish.push import plan
+from llmcompress.report import RunReport
+from llmcompress.report.environment import describe
 from llmcompress.templates import Renderer
 from tests import tiny_models
 
@@ -198,6 +213,106 @@ def tokenizers(data: bytes, folder: Path) -> None:
     load_tokenizer(path)
 
 
+# --- adapters, reports, rows ---
+
+PATTERNS = ["(a+)+$", "(" * 50, "(x|x)*y", ".*.*.*.*.*.*.*.*$", "q_proj", "\\", "[", "a{99999}"]
+ADAPTER = {"peft_type": "LORA", "r": 2, "lora_alpha": 4, "target_modules": ["q_proj"], "bias": "none", "base_model_name_or_path": "m"}  # fmt: skip
+ADAPTER_KEYS = [
+    *ADAPTER,
+    "rank_pattern",
+    "alpha_pattern",
+    "init_r",
+    "use_rslora",
+    "use_dora",
+    "megatron_config",
+    "lora_bias",
+]
+adapter_value = values | st.dictionaries(st.sampled_from(PATTERNS), numbers, max_size=2) | st.sampled_from(PATTERNS)
+
+
+def adapter_folder(folder: Path) -> Path:
+    path = folder / "adapter"
+    if not path.exists():
+        path.mkdir()
+        linear = f"base_model.model.model.layers.0.self_attn.{'q' * 40}.lora_"
+        (path / "adapter_model.safetensors").write_bytes(
+            save({f"{linear}A.weight": torch.ones(2, 8), f"{linear}B.weight": torch.ones(8, 2)})
+        )
+    return path
+
+
+def adapters(changes: dict[str, Any], folder: Path) -> None:
+    path = adapter_folder(folder)
+    (path / "adapter_config.json").write_text(json.dumps(ADAPTER | changes))
+    use_adapter(path)
+
+
+def adapter_bytes(data: bytes, folder: Path) -> None:
+    path = adapter_folder(folder)
+    (path / "adapter_config.json").write_bytes(data)
+    use_adapter(path)
+
+
+def use_adapter(path: Path) -> None:
+    adapter = Adapter.open(str(path))
+    for linear in adapter.parts:
+        adapter.update(linear)
+    base_name(path)
+
+
+REPORT = {"version": 2, "created": "2026-01-01T00:00:00+00:00", "recipe": {"model": "m", "output": "o", "seed": 0, "stages": [{"quantize": {"scheme": "W4A16"}}, {"merge": {"adapters": [{"path": "a"}]}}]}, "seed": 0, "environment": {}, "stages": [{"name": "quantize", "key": "k", "status": "done", "seconds": 1.0}]}  # fmt: skip
+REPORT_KEYS = [*REPORT, "output", "source", "linears", "evaluations", "finetune", "checks", "notes", "merge", "speed"]
+
+
+def reports(example: tuple[dict[str, Any], Any], folder: Path) -> None:
+    """A report says what was done, and is what later verbs read: recipe, provenance, card, push."""
+    changes, stages = example
+    path = folder / "made" / "llmcompress" / "report.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    recipe = REPORT["recipe"] | ({} if stages is None else {"stages": stages})  # type: ignore[operator]
+    path.write_text(json.dumps(REPORT | {"environment": ENVIRONMENT, "recipe": recipe} | changes))
+    use_report(path.parent.parent)
+
+
+def report_bytes(data: bytes, folder: Path) -> None:
+    path = folder / "made" / "llmcompress" / "report.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+    use_report(path.parent.parent)
+
+
+def use_report(folder: Path) -> None:
+    report = RunReport.load(folder)
+    problems: list[LLMCompressError] = []
+    for use in (
+        lambda: resumed_recipe(folder, [{"verify": {}}]),
+        lambda: texts_of(report),
+        lambda: write_card(folder),
+        lambda: refuse_strangers(folder),
+        lambda: plan(folder, "a/b", public=True),
+    ):
+        with collected(problems):
+            use()
+    raise_all(problems)
+
+
+def rows(data: bytes, folder: Path) -> None:
+    for suffix in (".jsonl", ".json"):
+        (folder / f"rows{suffix}").write_bytes(data)
+        found, _ = read_rows(str(folder / f"rows{suffix}"), None, "train", None)
+        for row in found:
+            try:
+                chat.parse_messages(row.fields.get("messages"))
+                chat.parse_tools(row.fields.get("tools"))
+            except chat.UnusableRowError:
+                pass
+
+
+def calibrations(data: bytes, folder: Path) -> None:
+    (folder / "set.yaml").write_bytes(data)
+    CalibrationSpec.find(str(folder / "set.yaml"))
+
+
 # --- YAML ---
 
 
@@ -231,6 +346,10 @@ CARD = "---\nlicense:\n- mit\nlanguage:\n- no\nmodel-index:\n- name: x\n---\ntex
 CONFIG = json.dumps({"model_type": "llama", "hidden_size": 64, "num_hidden_layers": 2, "architectures": ["X"]}).encode()
 TOKENIZER = json.dumps({"version": "1.0", "truncation": None, "padding": None, "added_tokens": [], "normalizer": None, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": None, "decoder": None, "model": {"type": "WordLevel", "vocab": {"a": 0, "<unk>": 1}, "unk_token": "<unk>"}}).encode()  # fmt: skip
 
+ENVIRONMENT = json.loads(describe().model_dump_json())
+ROWS = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}], "tools": "[]"}\n'
+CALIBRATION = "name: n\ntext: t.jsonl\nfield: text\nnum_samples: 4\nseq_len: 8\nseed: 0\n"
+
 CASES: dict[str, tuple[st.SearchStrategy[Any], Body]] = {
     "header": (header, headers),
     "damaged safetensors": (broken_bytes(SMALL_FILE), damaged),
@@ -239,6 +358,12 @@ CASES: dict[str, tuple[st.SearchStrategy[Any], Body]] = {
     "config bytes": (broken_bytes(CONFIG), config_bytes),
     "model card": (broken_text(CARD), cards),
     "tokenizer": (broken_bytes(TOKENIZER), tokenizers),
+    "adapter": (st.dictionaries(st.sampled_from(ADAPTER_KEYS), adapter_value, max_size=3), adapters),
+    "adapter bytes": (broken_bytes(json.dumps(ADAPTER).encode()), adapter_bytes),
+    "report": (st.tuples(st.dictionaries(st.sampled_from(REPORT_KEYS), values, max_size=2), st.none() | values | st.lists(st.dictionaries(st.sampled_from(["quantize", "merge", "finetune", "distill", "x"]), values, max_size=2), max_size=2)), reports),
+    "report bytes": (broken_bytes(json.dumps(REPORT | {"environment": ENVIRONMENT}).encode()), report_bytes),
+    "rows": (broken_text(ROWS), rows),
+    "calibration set": (broken_text(CALIBRATION), calibrations),
     "recipe": (broken_text(RECIPE), recipes),
     "override": (st.tuples(st.sampled_from(["seed", "quantize.scheme", "quantize.ignore.0", ""]), st.just("=") | st.text(max_size=1), broken_text("[1, a]")).map(lambda parts: f"{parts[0]}{parts[1]}{parts[2].decode(errors='replace')}"), overrides),
     "suite": (broken_text(SUITE), suites),
@@ -279,13 +404,50 @@ def test_ten_thousand_broken_files(case: str, tmp_path: Path) -> None:
 TEMPLATE_PARTS = ["{{ x }}", "{% for i in range(99999) %}", "{% endfor %}", "{{ x.__class__.__mro__ }}", "{{ cycler.__init__.__globals__.os }}", "{{ ''.format_map }}", "{% set x = x ~ x %}", "{{ 'a' * 9**9 }}", "{% macro f() %}{{ f() }}{% endmacro %}{{ f() }}", "{% include 'x' %}", "{{ lipsum(n=10**7) }}", "{% raw %}", "{{ '{0.__class__}'.format(x) }}", "{{ x|map(attribute='__class__')|list }}", "{{"]  # fmt: skip
 
 
-@settings(max_examples=25, deadline=timedelta(seconds=10), derandomize=True, database=None)
-@given(st.lists(st.sampled_from(TEMPLATE_PARTS) | st.text(max_size=5), max_size=5).map("".join))
-def test_a_template_renders_within_bounds_or_is_refused(template: str) -> None:
-    with Renderer(seconds=1.0) as renderer:
+class Chats:
+    """A tokenizer with somebody's chat template, and an impatient renderer."""
+
+    def __init__(self, folder: Path) -> None:
+        from transformers import AutoTokenizer
+
+        tiny_models.save_tokenizer(folder)
+        self.tokenizer = AutoTokenizer.from_pretrained(folder)
+
+    def render(self, template: str) -> str:
+        self.tokenizer.chat_template = template
         try:
-            text = renderer.render(template, {"x": "value"})
-        except LLMCompressError as error:
-            assert "\n" not in error.message
-        else:
-            assert len(text) <= 1 << 20 and "<class" not in text and "<module" not in text
+            return chat.render(self.tokenizer, [{"role": "user", "content": "x"}])
+        except chat.UnusableRowError as error:
+            raise LLMCompressError(shown(error, 400)) from error
+
+
+def hold_templates(examples: int, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    chats = Chats(folder)
+    monkeypatch.setattr(templates, "SECONDS_IN_ALL", 1e9)
+    with Renderer(seconds=0.5) as renderer, Renderer(0.5, "chat") as impatient:
+        monkeypatch.setitem(templates._chats, os.getpid(), impatient)
+
+        @settings(
+            max_examples=examples, deadline=timedelta(seconds=10), derandomize=True, database=None,
+            suppress_health_check=list(HealthCheck),
+        )  # fmt: skip
+        @given(st.lists(st.sampled_from(TEMPLATE_PARTS) | st.text(max_size=5), max_size=5).map("".join))
+        def holds(template: str) -> None:
+            for render in (partial(renderer.render, values={"x": "value"}), chats.render):
+                try:
+                    text = render(template)
+                except LLMCompressError as error:
+                    assert "\n" not in error.message
+                else:
+                    assert len(text) <= 1 << 21 and "<class" not in text and "<module" not in text
+
+        holds()
+
+
+def test_a_template_renders_within_bounds_or_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold_templates(25, tmp_path, monkeypatch)
+
+
+@pytest.mark.slow
+def test_ten_thousand_templates(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hold_templates(10_000, tmp_path, monkeypatch)
