@@ -91,6 +91,7 @@ def with_code(folder: Path, mark: Path, *, known: bool) -> None:
     path.write_text(json.dumps(tokenizer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [True, False])
 def test_no_verb_runs_code_that_lies_in_a_folder_or_behind_it(
     known: bool, made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
