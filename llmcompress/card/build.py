@@ -93,6 +93,8 @@ def _environment() -> jinja2.Environment:
         "shell": shlex.quote,
         "yaml": partial(yaml.safe_dump, sort_keys=False, allow_unicode=True, width=120),
     }
-    environment.globals |= {name: getattr(view, name) for name in ("ADAPTERS", "CLASSES", "LOSSES", "RUNNABLE")}
+    environment.globals |= {
+        name: getattr(view, name) for name in ("ADAPTERS", "CLASSES", "LOSSES", "MAX_NOISE", "RUNNABLE")
+    }
     environment.globals["table"] = markdown.table
     return environment

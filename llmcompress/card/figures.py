@@ -28,12 +28,13 @@ if TYPE_CHECKING:
 DPI = 150
 WIDTH_IN = 8.0
 PAPER, INK, FAINT, BEYOND = "#faf9f5", "#22262b", "#c9c7bf", "#b3261e"
-NO_BUDGET = "no budget"
+NO_BUDGET, TOO_FEW = "no budget", "too few items"
 VERDICT_STYLE = {
     "pass": ("#1b7f4d", "o"),
     "inconclusive": ("#b07800", "D"),
     "fail": (BEYOND, "X"),
     NO_BUDGET: (INK, "s"),
+    TOO_FEW: ("#8b8f94", "o"),
 }
 LONGEST_LABEL = 40
 WIDE = 5.0
@@ -71,7 +72,13 @@ def panels(evaluations: Sequence[Evaluation]) -> list[Panel]:
         for row in evaluation.tasks:
             sign, side = (-1, "left") if row.higher_is_better else (1, "right")
             axis = f"{row.metric}, this checkpoint - base (a loss lies to the {side})"
-            bar = Bar(f"{row.task}{suffix}", row.difference, row.interval, sign * row.budget, row.verdict)
+            bar = Bar(
+                f"{row.task}{suffix}",
+                row.difference,
+                row.interval,
+                sign * row.budget,
+                row.verdict if row.enough else TOO_FEW,
+            )
             found.setdefault(axis, Panel(axis, 0.0, [])).bars.append(bar)
     texts = [text for evaluation in evaluations for text in evaluation.texts]
     if texts:
@@ -81,17 +88,18 @@ def panels(evaluations: Sequence[Evaluation]) -> list[Panel]:
 
 
 def _kl(text: TextResult) -> Bar:
-    return _text_bar(text.name, text.kl, text.kl_interval, text.budget_kl)
+    return _text_bar(text, text.kl, text.kl_interval, text.budget_kl)
 
 
 def _ratio(text: TextResult) -> Bar:
     ratio = text.compressed_perplexity / text.baseline_perplexity
-    return _text_bar(text.name, ratio, text.perplexity_ratio_interval, text.budget_perplexity_ratio)
+    return _text_bar(text, ratio, text.perplexity_ratio_interval, text.budget_perplexity_ratio)
 
 
-def _text_bar(name: str, value: float, interval: tuple[float, float], budget: float | None) -> Bar:
+def _text_bar(text: TextResult, value: float, interval: tuple[float, float], budget: float | None) -> Bar:
     """A text has one verdict over both its budgets; each bar shows its own."""
-    return Bar(name, value, interval, budget, NO_BUDGET if budget is None else verdict(interval, budget))
+    decided = verdict(interval, budget) if budget is not None and text.enough else TOO_FEW
+    return Bar(text.name, value, interval, budget, NO_BUDGET if budget is None else decided)
 
 
 def draw_scores(evaluations: Sequence[Evaluation], path: Path) -> Path | None:

@@ -5,7 +5,7 @@
     license, language                 as the source states them
     datasets                          those of the Hub that it was trained on
     tags                              layout, method and width, as people search for them
-    model-index                       every measured score
+    model-index                       every score measured on items enough for a verdict
 
 The Hub checks a card when it is uploaded; `problems` applies the same rules here, without a network. The model-index is
 grouped by dataset and split as huggingface_hub groups it, and shots stand with the metric, not with the dataset, whose
@@ -136,10 +136,13 @@ def _tags(report: RunReport) -> Iterator[str]:
 
 
 def _results(report: RunReport) -> list[dict[str, Any]]:
-    """The model-index entries: one per dataset and split, with every metric taken on it."""
+    """The model-index entries: one per dataset and split, with every metric taken on items enough for a verdict."""
     grouped: dict[tuple[str, ...], dict[str, Any]] = {}
     for evaluation in report.evaluations:
-        for dataset, metric in [*map(_of_task, evaluation.tasks), *map(_of_text, evaluation.texts)]:
+        for dataset, metric in [
+            *(_of_task(row) for row in evaluation.tasks if row.enough),
+            *(_of_text(row) for row in evaluation.texts if row.enough),
+        ]:
             key = tuple(str(dataset.get(part)) for part in ("type", "config", "split"))
             entry = {"task": {"type": PIPELINE, "name": "Text Generation"}, "dataset": dataset, "metrics": []}
             metrics = grouped.setdefault(key, entry)["metrics"]
@@ -254,4 +257,4 @@ def eval_results(report: RunReport, known: tuple[Benchmark, ...] = BENCHMARKS) -
 def _matches(row: TaskResult, one: Benchmark) -> bool:
     setup = (row.dataset_path, row.task, row.metric, row.num_fewshot, row.num_items)
     asked = (one.dataset_id, one.task, one.metric, one.num_fewshot, one.num_items)
-    return one.framework == OURS and row.hub_dataset and setup == asked
+    return one.framework == OURS and row.enough and row.hub_dataset and setup == asked

@@ -18,6 +18,8 @@ from llmcompress.card.markdown import code, link, text
 from llmcompress.card.public import last_part
 from llmcompress.report import (
     ADAPTER,
+    MIN_ITEMS,
+    MIN_ROWS,
     PLAIN,
     Distillation,
     EngineVerdict,
@@ -28,6 +30,7 @@ from llmcompress.report import (
     TaskResult,
     TextResult,
 )
+from llmcompress.report.merge import MAX_NOISE as MAX_NOISE
 from llmcompress.report.numerals import count, fixed, p_value, percent, places, significant
 from llmcompress.resources import BUNDLED
 
@@ -224,13 +227,24 @@ def suite(evaluation: Evaluation, report: RunReport) -> dict[str, Any]:
         "tested": tested,
         "significant": [row for row in tested if (row.mcnemar_p or 0) < SIGNIFICANT_P],
         "failed": [code(name) for name, verdict in rows if verdict == "fail"],
-        "inconclusive": [code(name) for name, verdict in rows if verdict == "inconclusive"],
+        "inconclusive": [
+            code(name) + _items_that_decide(evaluation, name) for name, verdict in rows if verdict == "inconclusive"
+        ],
+        "methods": dict.fromkeys(row.interval_method for row in evaluation.tasks),
         "searched": searched,
         "searched_texts": " and ".join(dict.fromkeys(text(row.text) for row in searched)),
         "num_seen": sum(row.num_contaminated for row in searched),
         "num_judged": sum(row.num_items - row.num_too_short for row in searched),
         "num_too_short": sum(row.num_too_short for row in searched),
     }
+
+
+def _items_that_decide(evaluation: Evaluation, name: str) -> str:
+    """How many items a task had and how many a verdict takes; nothing of a text."""
+    row = next((row for row in evaluation.tasks if row.task == name), None)
+    if row is None or row.items_needed is None:
+        return ""
+    return f" ({count(row.num_items)} items; about {count(row.items_needed)} decide)"
 
 
 def losses(evaluation: Evaluation) -> list[str]:
@@ -276,7 +290,8 @@ def task_cells(row: TaskResult) -> list[str]:
     change, low, high = (fixed(one, digits, sign=True) for one in (row.difference, *row.interval))
     flips = "not 0/1" if row.better is None or row.worse is None else f"{count(row.better)} / {count(row.worse)}"
     p = "-" if row.mcnemar_p is None else p_value(row.mcnemar_p)
-    verdict = f"{VERDICTS[row.verdict]} (budget {significant(row.budget, 6)})"
+    too_few = "" if row.enough else f": {count(row.num_items)} items, a verdict takes {MIN_ITEMS}"
+    verdict = f"{VERDICTS[row.verdict]} (budget {significant(row.budget, 6)}){too_few}"
     return [what, base, compressed, f"{change} [{low}, {high}]", flips, p, verdict]
 
 
@@ -286,6 +301,7 @@ def text_cells(row: TextResult) -> list[str]:
     ratio = row.compressed_perplexity / row.baseline_perplexity
     named = (("KL", row.budget_kl), ("ratio", row.budget_perplexity_ratio))
     budgets = ", ".join(f"{name} {significant(value, 6)}" for name, value in named if value is not None)
+    too_few = "" if row.enough else f": {count(row.num_rows)} rows, a verdict takes {MIN_ROWS}"
     over = (
         ""
         if row.shared_vocabulary is None
@@ -298,7 +314,7 @@ def text_cells(row: TextResult) -> list[str]:
         _with_interval(ratio, row.perplexity_ratio_interval, row.budget_perplexity_ratio, 1.0),
         _with_interval(row.kl, row.kl_interval, row.budget_kl),
         percent(row.top1_agreement),
-        f"{VERDICTS[row.verdict]} (budget: {budgets})" if budgets else "no budget was set",
+        f"{VERDICTS[row.verdict]} (budget: {budgets}){too_few}" if budgets else "no budget was set",
     ]
 
 
@@ -322,17 +338,12 @@ def speed(measured: Measurement) -> dict[str, Any]:
         )
         return {"base": base, "this": this, "ratio": f"{median(values[1]) / median(values[0]):.2f} x"}
 
-    differ = [
-        f"{name} {getattr(before, name)} against {getattr(after, name)}"
-        for name in ("dtype", "device")
-        if getattr(before, name) != getattr(after, name)
-    ]
     return {
         "before": before,
         "after": after,
         "prefill": rate("prefill_tokens_per_s"),
         "decode": rate("decode_tokens_per_s"),
-        "differ": differ,
+        "differ": measured.differing,
     }
 
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.console import Progress
@@ -26,6 +26,9 @@ from llmcompress.evaluate.results import mismatch
 from llmcompress.files import write_atomic
 from llmcompress.models.loading import best_device, compute_dtype
 
+if TYPE_CHECKING:
+    import torch
+
 VARIABLE = "LLMCOMPRESS_CACHE"
 LIBRARIES = ("lm_eval", "torch", "transformers", "datasets", "tokenizers")
 """Whose versions are part of a cached result's key."""
@@ -34,13 +37,17 @@ TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.js
 
 @dataclass(slots=True)
 class Baseline:
-    """One baseline checkpoint during one evaluation; `num_computed` counts the runs that the cache did not have."""
+    """One baseline checkpoint during one evaluation; `num_computed` counts the runs that the cache did not have.
+
+    dtype: what it is computed in, that of the checkpoint it is compared with; None: see `loading.compute_dtype`.
+    """
 
     checkpoint: Checkpoint
     cache: BaselineCache
     progress: Progress
     batch_size: int
     seed: int
+    dtype: torch.dtype | None = None
     loaded: engines.Loaded | None = None
     num_computed: int = 0
 
@@ -52,7 +59,7 @@ class Baseline:
         if self.loaded is None:
             self.progress.message(f"loading baseline {self.checkpoint.name}")
             trust = self.checkpoint.trust_remote_code
-            self.loaded = engines.load(self.checkpoint.folder, "auto", trust).guarded()
+            self.loaded = engines.load(self.checkpoint.folder, "auto", trust, self.dtype).guarded()
         return self.loaded
 
     def run(self, task: ReadyTask, limit: int | None, after: TaskRun) -> TaskRun:
@@ -79,7 +86,7 @@ class Baseline:
                 "seed": self.seed,
                 "versions": {name: version(name) for name in LIBRARIES},
                 "device": str(best_device()),
-                "dtype": str(compute_dtype(self.checkpoint.config)),
+                "dtype": str(self.dtype or compute_dtype(self.checkpoint.config)),
             }
         )
 

@@ -70,12 +70,20 @@ class Loaded:
         return str(self.model.dtype).removeprefix("torch.")
 
     @property
+    def stored_dtype(self) -> str | None:
+        """The dtype of its weights on disk, where they are plain and the config names one."""
+        stored = configs.stored_dtype(config_of(self.folder)) if self.kernels == "plain" else None
+        return None if stored is None else str(stored).removeprefix("torch.")
+
+    @property
     def note(self) -> str:
         """The same in a sentence."""
         if self.kernels == "dequantized":
             return f"our dequantized weights: {self.reason}"
         if self.kernels == "plain":
-            return self.reason or "plain weights, as stored"
+            stored = self.stored_dtype
+            same = stored in (None, self.dtype)
+            return self.reason or ("plain weights, as stored" if same else f"plain weights, stored in {stored}")
         format = by_quant_method(str(self.layout))
         assert format is not None, "a layout whose kernels ran is a known one"
         return format.kernels
@@ -110,8 +118,11 @@ class Engine(Protocol):
         """Why it cannot be tried on that checkpoint here, or None."""
         ...
 
-    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool) -> Loaded:
-        """The checkpoint, ready to be measured. Raises: LLMCompressError when it does not load."""
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Loaded:
+        """The checkpoint, ready to be measured, computed in `dtype` (None: that of `loading.compute_dtype`).
+
+        Raises: LLMCompressError when it does not load.
+        """
         ...
 
 
@@ -126,8 +137,8 @@ class Adapter:
         """See `Engine`."""
         return None
 
-    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool) -> Loaded:
-        """See `Engine`."""
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Loaded:
+        """See `Engine`; the dtype is that of the training."""
         model, how = adapted.load(folder, trust_remote_code)
         return Loaded(model, tokenizer, folder, _versions("peft", "transformers"), "plain", reason=how)
 
@@ -143,9 +154,9 @@ class Dense:
         """See `Engine`."""
         return None
 
-    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool) -> Loaded:
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Loaded:
         """See `Engine`."""
-        model = loading.load_model(folder, trust_remote_code=trust_remote_code)
+        model = loading.load_model(folder, trust_remote_code=trust_remote_code, dtype=dtype)
         return Loaded(model, tokenizer, folder, _versions("transformers"), "plain")
 
 
@@ -166,7 +177,7 @@ class Layout:
         verb = "is" if len(lacking) == 1 else "are"
         return f"{' and '.join(lacking)} {verb} not installed" if lacking else None
 
-    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool) -> Loaded:
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Loaded:
         """See `Engine`; what is wrong is said without the folder's name, since a report repeats it."""
         import torch
 
@@ -174,7 +185,7 @@ class Layout:
         format = by_quant_method(method)
         assert format is not None, "asked for although it is unavailable"
         with third_party(f"{method} refused it"), quiet("transformers"):
-            model = loading.load_model(folder, trust_remote_code=trust_remote_code, name=method)
+            model = loading.load_model(folder, trust_remote_code=trust_remote_code, name=method, dtype=dtype)
             token_ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % num_embeddings(model)
             with torch.inference_mode():
                 logits = model(input_ids=token_ids, use_cache=False).logits
@@ -195,39 +206,44 @@ class OwnReader:
         """See `Engine`."""
         return None
 
-    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool) -> Loaded:
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Loaded:
         """See `Engine`."""
         from llmcompress.compress.dequantized import load_dequantized
 
-        model = load_dequantized(folder, loading.compute_dtype(config_of(folder))).to(loading.best_device()).eval()
+        model = (
+            load_dequantized(folder, dtype or loading.compute_dtype(config_of(folder))).to(loading.best_device()).eval()
+        )
         return Loaded(model, tokenizer, folder, _versions("transformers"), "dequantized", quant_method(folder))
 
 
 ENGINES: dict[str, Engine] = {"adapter": Adapter(), "dense": Dense(), "native": Layout(), "dequantized": OwnReader()}
 
 
-def load(folder: Path, choice: Choice = "auto", trust_remote_code: bool = False) -> Loaded:
+def load(
+    folder: Path, choice: Choice = "auto", trust_remote_code: bool = False, dtype: torch.dtype | None = None
+) -> Loaded:
     """The checkpoint in `folder` as a model in eval mode with its tokenizer; see the module's docstring.
 
     choice: `auto` prefers the layout's own kernels and says why where it could not have them, `native` insists on
     them, `dequantized` takes our own reading of the weights. A plain checkpoint has one way and ignores it.
+    dtype: what it is computed in, where it is to be the same as another's; None: see `loading.compute_dtype`.
 
     Raises: LLMCompressError when the checkpoint or its tokenizer does not load, or `native` cannot be had.
     """
     tokenizer = load_tokenizer(folder, trust_remote_code)
     for name in ("adapter", "dense"):
         if ENGINES[name].reads(folder):
-            return ENGINES[name].load(folder, tokenizer, trust_remote_code)
+            return ENGINES[name].load(folder, tokenizer, trust_remote_code, dtype)
     reason = "asked for" if choice == "dequantized" else unavailable(folder)
     if reason is None:
         try:
-            return ENGINES["native"].load(folder, tokenizer, trust_remote_code)
+            return ENGINES["native"].load(folder, tokenizer, trust_remote_code, dtype)
         except LLMCompressError as error:
             reason = error.message
     if choice == "native":
         method = quant_method(folder)
         raise LLMCompressError(f"{folder}: cannot be run by {method}'s own kernels: {reason}", "use --engine auto")
-    loaded = ENGINES["dequantized"].load(folder, tokenizer, trust_remote_code)
+    loaded = ENGINES["dequantized"].load(folder, tokenizer, trust_remote_code, dtype)
     return Loaded(loaded.model, tokenizer, folder, loaded.engine, loaded.kernels, loaded.layout, reason)
 
 

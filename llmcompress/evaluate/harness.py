@@ -21,7 +21,7 @@ import difflib
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -31,6 +31,7 @@ from pydantic import BaseModel, ConfigDict
 
 from llmcompress.console import quiet
 from llmcompress.errors import LLMCompressError, collected, raise_all, shown, third_party, unknown
+from llmcompress.evaluate import connection
 from llmcompress.evaluate.suite import TaskEntry, bundled_tasks
 from llmcompress.evaluate.task_files import FILE_READERS, TaskFile, TaskFiles, code_problems
 from llmcompress.templates import Renderer
@@ -98,7 +99,8 @@ def find_tasks(
     trust_remote_code: let task YAMLs in `folders` run Python, and render their templates without a sandbox.
 
     Raises: LLMCompressError for every unknown task, group, metric that a task lacks or that is not a mean over items,
-    for data that cannot be loaded, and for a YAML that would run code without consent; all at once.
+    for data that cannot be loaded (the first only, where no connection to the Hub can be had), and for a YAML
+    that would run code without consent; all at once.
     """
     wanted = list(dict.fromkeys((entry.task, entry.num_fewshot) for entry in entries))
     if not wanted:
@@ -111,9 +113,18 @@ def find_tasks(
         raise_all([*problems, *(theirs.problems if problems else [])])
         raise_all(_code_problems({name: theirs.tasks[name] for name, _ in wanted if name in theirs.tasks}))
         ready: dict[tuple[str, int], ReadyTask] = {}
-        for name, num_fewshot in wanted:
-            with collected(problems):
-                ready[name, num_fewshot] = _load(catalogue, name, num_fewshot, theirs.tasks.get(name))
+        data = {name: _hub_data((catalogue.task_index[name].cfg or {}).get("dataset_path")) for name, _ in wanted}
+        offline = any(data.values()) and not connection.reachable()
+        with connection.local_copies_only() if offline else nullcontext():
+            for name, num_fewshot in wanted:
+                with collected(problems):
+                    try:
+                        ready[name, num_fewshot] = _load(catalogue, name, num_fewshot, theirs.tasks.get(name))
+                    except LLMCompressError as error:
+                        if data[name] and (offline or connection.lost(error)):
+                            problems.append(connection.no_data(name, data[name]))
+                            break
+                        raise
         raise_all(problems)
     raise_all([problem for entry in entries if (problem := _metric_problem(entry, ready, where))])
     return ready
@@ -153,6 +164,14 @@ def _templates(sandboxed: bool) -> Iterator[None]:
             yield
         finally:
             utils.apply_template = own
+
+
+def num_items(task: ReadyTask, limit: int | None) -> int:
+    """How many documents of a task are run: all of them, or `limit`."""
+    with third_party(f"task {task.name}: its items cannot be read"):
+        documents = task.handle.eval_docs
+        number = len(documents) if hasattr(documents, "__len__") else sum(1 for _ in documents)
+    return number if limit is None else min(number, limit)
 
 
 def item_texts(task: ReadyTask, limit: int | None) -> list[str]:
@@ -248,7 +267,7 @@ def _load(catalogue: Any, name: str, num_fewshot: int, file: TaskFile | None) ->
     if yaml_path is not None and "data_files" in kwargs:
         member["dataset_kwargs"] = {**kwargs, "data_files": _absolute(kwargs["data_files"], yaml_path, files)}
     problem = f"task {name} ({yaml_path or 'its Python class'}): cannot be loaded"
-    with third_party(problem, _load_hint(declared)), _templates(file is not None):
+    with third_party(problem), _templates(file is not None):
         handle = catalogue.load([{"group": GROUP, "task": [member]}])["tasks"][name]
         handle.set_config(key="num_fewshot", value=num_fewshot)
         return _ready(name, num_fewshot, handle, files, declared, sandboxed=file is not None)
@@ -322,8 +341,6 @@ def _metric_problem(
     return None
 
 
-def _load_hint(declared: Mapping[str, Any]) -> str | None:
-    path = declared.get("dataset_path")
-    if path is None or path in FILE_READERS:
-        return None
-    return f"its data is {path} on the Hugging Face Hub: a first run needs a network, later ones use the local copy"
+def _hub_data(path: Any) -> str | None:
+    """The dataset of the Hub that a task reads, or None where it reads files."""
+    return None if path is None or path in FILE_READERS or Path(str(path)).exists() else str(path)

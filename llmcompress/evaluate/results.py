@@ -18,12 +18,16 @@ import numpy as np
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate.harness import Item, ReadyTask, TaskRun
 from llmcompress.evaluate.statistics import (
+    MEAN_METHOD,
+    SCORE_METHOD,
     Floats,
-    bootstrap_interval,
     flips,
+    items_needed,
     loss_interval,
     mcnemar_p,
+    mean_interval,
     overall,
+    paired_interval,
     score,
     verdict,
 )
@@ -31,7 +35,7 @@ from llmcompress.evaluate.suite import TaskEntry, TextEntry
 from llmcompress.evaluate.text import RowFigures, TextFigures
 from llmcompress.evaluate.text_metrics import TEXT_METRICS, TextMetric
 from llmcompress.files import write_atomic
-from llmcompress.report import TaskResult, TextFigure, TextResult
+from llmcompress.report import MIN_ITEMS, MIN_ROWS, TaskResult, TextFigure, TextResult
 
 
 def mismatch(before: TaskRun, after: TaskRun) -> str | None:
@@ -54,8 +58,9 @@ def task_result(entry: TaskEntry, task: ReadyTask, before: TaskRun, after: TaskR
         raise LLMCompressError(f"task {task.name}: {differs}", "both models must be given the same items")
     key = task.score_key(entry.metric)
     before_N, after_N = (_scores(task.name, key, run.items) for run in (before, after))
-    interval = bootstrap_interval(after_N - before_N, seed)
     flipped = flips(before_N, after_N)
+    interval = task_interval(before_N, after_N, seed)
+    enough = len(after_N) >= MIN_ITEMS
     higher_is_better = task.higher_is_better.get(entry.metric.partition(",")[0], True)
     return TaskResult(
         task=entry.task,
@@ -67,17 +72,31 @@ def task_result(entry: TaskEntry, task: ReadyTask, before: TaskRun, after: TaskR
         compressed=score(after_N),
         difference=float((after_N - before_N).mean()),
         interval=interval,
+        interval_method=SCORE_METHOD if flipped else MEAN_METHOD,
+        items_needed=items_needed(entry.budget),
         better=flipped[0] if flipped else None,
         worse=flipped[1] if flipped else None,
         mcnemar_p=mcnemar_p(*flipped) if flipped else None,
         budget=entry.budget,
-        verdict=verdict(loss_interval(interval, higher_is_better), entry.budget),
+        verdict=verdict(loss_interval(interval, higher_is_better), entry.budget, enough),
         higher_is_better=higher_is_better,
         dataset_name=task.dataset_name,
         dataset_path=task.dataset_path,
         dataset_split=task.dataset_split,
         hub_dataset=task.hub_dataset,
     )
+
+
+def task_interval(before_N: Floats, after_N: Floats, seed: int) -> tuple[float, float]:
+    """95% interval of the mean difference: from the flips where all scores are 0 or 1, else from the differences, with
+    one that lost and one that won all that a score between 0 and 1 (or the largest that was seen) can be.
+    """
+    flipped = flips(before_N, after_N)
+    if flipped is not None:
+        low, high = paired_interval(*flipped, len(after_N))
+        return float(low), float(high)
+    largest = max(float(abs(before_N).max()), float(abs(after_N).max()), 1.0)
+    return mean_interval(after_N - before_N, seed, spread=largest)
 
 
 def _scores(task: str, key: str, items: list[Item]) -> Floats:
@@ -104,8 +123,10 @@ def text_result(entry: TextEntry, figures: TextFigures, seed: int, shared_vocabu
 def _metric_row(metric: TextMetric, figures: RowFigures, entry: TextEntry, seed: int) -> TextFigure:
     """The mean over rows of equal length is the mean over tokens; `scale` of it is what is shown (exp: perplexity, so
     that the pair's is the ratio of two)."""
-    low, high = (metric.scale(end) for end in bootstrap_interval(figures.pair_N, seed))
-    budget = entry.budget(metric.name)
+    bounded = math.isfinite(metric.least) and math.isfinite(metric.most)
+    ends = mean_interval(figures.pair_N, seed, spread=(metric.most - metric.least) / entry.seq_len if bounded else 0.0)
+    low, high = (metric.scale(min(max(end, metric.least), metric.most)) for end in ends)
+    budget, enough = entry.budget(metric.name), len(figures.pair_N) >= MIN_ROWS
     return TextFigure(
         metric=metric.name,
         label=metric.label,
@@ -114,10 +135,11 @@ def _metric_row(metric: TextMetric, figures: RowFigures, entry: TextEntry, seed:
         compressed=metric.scale(figures.compressed_N.mean()) if figures.compressed_N is not None else None,
         value=metric.scale(float(figures.pair_N.mean())),
         interval=(low, high),
+        interval_method=MEAN_METHOD,
         same=metric.same,
         higher_is_better=metric.higher_is_better,
         budget=budget,
-        verdict=None if budget is None else verdict(metric.loss((low, high)), budget),
+        verdict=None if budget is None else verdict(metric.loss((low, high)), budget, enough),
     )
 
 

@@ -6,7 +6,8 @@
 
 Prefill reads a prompt in one forward pass; decode writes greedily, a token at a time, with the model's own cache. The
 two take turns, so a machine that slows down slows both. One sequence at a time, as on a laptop; a server that batches
-has other figures.
+has other figures. The baseline is computed in the dtype that the compressed model runs in, so that neither is faster or
+smaller by its dtype alone; where that is not the dtype that it is stored in, its note says so.
 """
 
 from __future__ import annotations
@@ -43,7 +44,8 @@ def measure(checkpoint: Path, baseline: Checkpoint, settings: MeasureSettings, *
         _Worker(baseline.folder, "auto", trust, prompt_tokens, settings.new_tokens) as base,
         _Worker(checkpoint, settings.engine, trust, prompt_tokens, settings.new_tokens) as small,
     ):
-        loaded = {name: worker.ask("load") for name, worker in ((BASELINE, base), (COMPRESSED, small))}
+        loaded = {COMPRESSED: small.ask("load")}
+        loaded[BASELINE] = base.ask(f"load {loaded[COMPRESSED]['dtype']}")
         workers = [(BASELINE, base), (COMPRESSED, small)]
         rounds: dict[str, list[dict[str, float]]] = {BASELINE: [], COMPRESSED: []}
         for number in range(settings.rounds):
@@ -75,7 +77,16 @@ def _prompt_tokens(folders: list[Path], settings: MeasureSettings) -> int:
 
 
 def _row(name: Any, loaded: dict[str, Any], rounds: list[dict[str, float]], memory: dict[str, Any]) -> Speed:
-    named = ("engine", "engine_note", "kernels", "device", "dtype", "load_s", "memory_before_load_bytes")
+    named = (
+        "engine",
+        "engine_note",
+        "kernels",
+        "device",
+        "dtype",
+        "stored_dtype",
+        "load_s",
+        "memory_before_load_bytes",
+    )
     return Speed(
         model=name,
         prefill_tokens_per_s=[timing["prefill_tokens_per_s"] for timing in rounds],
@@ -104,7 +115,7 @@ class _Worker:
         )
 
     def ask(self, command: str) -> dict[str, Any]:
-        """The worker's response to `load`, `round` or `memory`.
+        """The worker's response to `load` (or `load DTYPE`), `round` or `memory`.
 
         Raises: LLMCompressError with the worker's own error, or when it has died.
         """

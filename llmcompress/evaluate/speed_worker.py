@@ -1,6 +1,6 @@
 """`python -m llmcompress.evaluate.speed_worker`: one model, timed on request.
 
-stdin   load | round | memory          stdout   a line of JSON for each
+stdin   load [DTYPE] | round | memory          stdout   a line of JSON for each
 """
 
 from __future__ import annotations
@@ -30,13 +30,14 @@ class Timed:
         self._model: Any = None
         self._prompt_1S = torch.empty(0)
 
-    def load(self) -> dict[str, Any]:
-        """Load, and compute one token, so that whatever is done on first use is done."""
+    def load(self, dtype: str = "") -> dict[str, Any]:
+        """Load, in a dtype where one is named, and compute one token, so that whatever is done on first use is done."""
         before = resident_memory_bytes()
         began = time.perf_counter()
         loaded = engines.load(
-            Path(self._request["folder"]), self._request["engine"], self._request["trust_remote_code"]
-        )
+            Path(self._request["folder"]), self._request["engine"], self._request["trust_remote_code"],
+            getattr(torch, dtype) if dtype else None,
+        )  # fmt: skip
         self._model = loaded.model
         vocabulary = num_embeddings(self._model)
         generator = torch.Generator().manual_seed(derive(0, "speed"))
@@ -49,6 +50,7 @@ class Timed:
             "kernels": loaded.kernels,
             "device": loaded.device,
             "dtype": loaded.dtype,
+            "stored_dtype": loaded.stored_dtype,
             "load_s": self._since(began),
             "memory_before_load_bytes": before,
         }
@@ -85,16 +87,16 @@ class Timed:
 def main() -> None:
     """Respond to each line of stdin until it ends."""
     timed = Timed(json.loads(sys.argv[1]))
-    commands: dict[str, Callable[[], dict[str, Any]]] = {
+    commands: dict[str, Callable[..., dict[str, Any]]] = {
         "load": timed.load,
         "round": timed.round,
         "memory": timed.memory,
     }
     for line in sys.stdin:
-        command = line.strip()
+        command, *arguments = line.split()
         try:
             with third_party(f"{command} fails"):
-                response = commands[command]()
+                response = commands[command](*arguments)
         except LLMCompressError as error:
             response = {"error": error.message}
         sys.stdout.write(f"{PREFIX}{json.dumps(response)}\n")

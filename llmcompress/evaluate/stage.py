@@ -21,14 +21,24 @@ from llmcompress.console import Progress
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.evaluate import contamination, engines, results, text
 from llmcompress.evaluate.baseline import Baseline, BaselineCache, cache_folder
-from llmcompress.evaluate.harness import ReadyTask, TaskRun, find_tasks, harness_version, item_texts, run_task
+from llmcompress.evaluate.harness import (
+    ReadyTask,
+    TaskRun,
+    find_tasks,
+    harness_version,
+    item_texts,
+    num_items,
+    run_task,
+)
 from llmcompress.evaluate.provenance import Consent
 from llmcompress.evaluate.settings import EvaluateSettings
-from llmcompress.evaluate.statistics import overall
-from llmcompress.evaluate.suite import Suite, TaskEntry, TextEntry, load_suite
+from llmcompress.evaluate.statistics import EXPECTED_DISCORDANCE, items_needed, overall, paired_interval
+from llmcompress.evaluate.suite import Suite, TaskEntry, TextEntry, chosen_suite
 from llmcompress.evaluate.text_metrics import text_metric
+from llmcompress.models.config import stored_dtype
+from llmcompress.models.loading import best_device
 from llmcompress.models.vocabulary import VocabularySide, shared_vocabulary
-from llmcompress.report import Contamination, Evaluation, RunReport, TaskResult, TextResult, is_ours
+from llmcompress.report import MIN_ITEMS, Contamination, Evaluation, RunReport, TaskResult, TextResult, is_ours
 
 if TYPE_CHECKING:
     import torch
@@ -56,15 +66,17 @@ def evaluate(
     tokenizers or items differ.
     """
     began = time.monotonic()
-    suite = load_suite(settings.suite)
-    tasks = find_tasks(suite.tasks, suite.task_folders(), str(suite.path), trust_remote_code=baseline.trust_remote_code)
-    rows = _rows(suite, checkpoint, baseline)
+    suite = chosen_suite(settings.suite, settings.tasks)
+    tasks = find_tasks(suite.tasks, suite.task_folders(), suite.where, trust_remote_code=baseline.trust_remote_code)
+    for line in plan_lines(suite, tasks, settings.limit):
+        progress.message(line)
+    rows = _rows(suite, checkpoint, baseline, settings.limit)
     consent = Consent(baseline.trust_remote_code, allow_pickle)
     overlaps = _overlaps(suite, tasks, checkpoint, settings, consent, progress)
     progress.message(f"loading {checkpoint}")
     compressed = engines.load(checkpoint, settings.engine, baseline.trust_remote_code).guarded()
     cache = BaselineCache(cache_folder(), progress.message)
-    base = Baseline(baseline, cache, progress, settings.batch_size, seed)
+    base = Baseline(baseline, cache, progress, settings.batch_size, seed, compressed.model.dtype)
     task_rows = _evaluate_tasks(suite, tasks, compressed, base, settings.limit, samples_dir)
     text_rows = [_evaluate_text(entry, rows[entry.name], compressed, base) for entry in suite.texts]
     return Evaluation(
@@ -76,6 +88,7 @@ def evaluate(
         kernels=compressed.kernels,
         device=compressed.device,
         dtype=compressed.dtype,
+        **_baseline_run(base),
         seed=seed,
         harness=harness_version(),
         tasks=task_rows,
@@ -85,6 +98,37 @@ def evaluate(
         verdict=overall([*(row.verdict for row in task_rows), *(row.verdict for row in text_rows)]),
         seconds=time.monotonic() - began,
     )
+
+
+def plan_lines(suite: Suite, tasks: Mapping[tuple[str, int], ReadyTask], limit: int | None) -> list[str]:
+    """For each task how many items there are and how many a verdict at its budget takes, a line each."""
+    lines = []
+    for entry in suite.tasks:
+        task, num_fewshot, most = _run_key(entry, limit)
+        there, needed = num_items(tasks[task, num_fewshot], most), items_needed(entry.budget)
+        head = f"{entry.task} {entry.metric}: {there:,} items; a verdict at a budget of {entry.budget:g}"
+        if needed is None:
+            lines.append(f"{head} takes more than any number of items: only a gain can be shown")
+            continue
+        line = f"{head} takes about {needed:,} where {EXPECTED_DISCORDANCE:.0%} flip"
+        if there < MIN_ITEMS:
+            line += f"; below {MIN_ITEMS} there is none"
+        elif -float(paired_interval(0, 0, there)[0]) > entry.budget:
+            line += "; with so few it cannot pass, even where nothing flips"
+        lines.append(line)
+    return lines
+
+
+def _baseline_run(base: Baseline) -> dict[str, str | None]:
+    """What the baseline was computed by; where all of it was cached, in the dtype and on the device of its key."""
+    stored = stored_dtype(base.checkpoint.config)
+    engine, device = (base.loaded.engine, base.loaded.device) if base.loaded else (None, str(best_device()))
+    return {
+        "baseline_engine": engine,
+        "baseline_dtype": base.loaded.dtype if base.loaded else str(base.dtype).removeprefix("torch."),
+        "baseline_stored_dtype": None if stored is None else str(stored).removeprefix("torch."),
+        "baseline_device": device,
+    }
 
 
 def _overlaps(
@@ -114,8 +158,8 @@ def _overlaps(
     return rows
 
 
-def _rows(suite: Suite, checkpoint: Path, baseline: Checkpoint) -> dict[str, torch.Tensor]:
-    """The token rows of every text, int64 [N, S], after checking that both tokenizers give the same ones."""
+def _rows(suite: Suite, checkpoint: Path, baseline: Checkpoint, limit: int | None) -> dict[str, torch.Tensor]:
+    """The token rows of every text, int64 [N, S] N at most `limit`; both tokenizers were seen to give the same ones."""
     if not suite.texts:
         return {}
     trust = baseline.trust_remote_code
@@ -124,7 +168,7 @@ def _rows(suite: Suite, checkpoint: Path, baseline: Checkpoint) -> dict[str, tor
     rows: dict[str, torch.Tensor] = {}
     problems: list[LLMCompressError] = []
     for entry in suite.texts:
-        where = f"{suite.path}: text {entry.name}"
+        where = f"{suite.where}: text {entry.name}"
         try:
             for metric in entry.budgets:
                 text_metric(metric, where)
@@ -136,7 +180,7 @@ def _rows(suite: Suite, checkpoint: Path, baseline: Checkpoint) -> dict[str, tor
             problems.append(error)
             continue
         problems += _row_problems(entry, where, ours.equal(theirs), [limit for limit in longest if limit is not None])
-        rows[entry.name] = ours
+        rows[entry.name] = ours[:limit]
     raise_all(problems)
     return rows
 

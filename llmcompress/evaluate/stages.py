@@ -5,9 +5,10 @@ from __future__ import annotations
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from llmcompress.config.stage import Context, Stage, Work, sha256
+from llmcompress.config.stage import Context, Stage, Work
 from llmcompress.console import megabytes
 from llmcompress.evaluate.settings import EvaluateSettings, MeasureSettings
+from llmcompress.report.evaluate import MIN_ITEMS, MIN_ROWS, TaskResult, TextResult
 
 if TYPE_CHECKING:
     from llmcompress.report import Evaluation, RunReport
@@ -24,12 +25,10 @@ class Evaluate(Stage):
 
     def fingerprint(self, settings: EvaluateSettings, context: Context) -> str:
         """The bytes of the suite and of its texts, and which checkpoint the baseline is."""
-        from llmcompress.evaluate.suite import load_suite
+        from llmcompress.evaluate.suite import chosen_suite
 
-        suite = load_suite(settings.suite)
-        files = [suite.path, *(suite.text_path(entry) for entry in suite.texts)]
         baseline = context.open(settings.baseline).identity() if settings.baseline else ""
-        return " ".join([*(sha256(path.read_bytes()) for path in files), baseline])
+        return f"{chosen_suite(settings.suite, settings.tasks).digest()} {baseline}"
 
     def run(self, settings: EvaluateSettings, work: Work) -> None:
         """Run the suite; an evaluation by another suite stays in the report."""
@@ -50,9 +49,9 @@ class Evaluate(Stage):
 
     def rows(self, settings: EvaluateSettings, report: RunReport) -> list[Any]:
         """A row for each task and each text of the suite."""
-        from llmcompress.evaluate.suite import load_suite
+        from llmcompress.evaluate.suite import chosen_suite
 
-        name = load_suite(settings.suite).name
+        name = chosen_suite(settings.suite, settings.tasks).name
         return [
             row
             for evaluation in report.evaluations
@@ -67,11 +66,12 @@ class Evaluate(Stage):
 
 def _evaluation_lines(evaluation: Evaluation) -> list[str]:
     lines = [f"  suite    {evaluation.suite}: {evaluation.verdict} ({evaluation.engine})"]
+    lines += [f"           {difference}" for difference in evaluation.differing]
     for row in evaluation.tasks:
         low, high = row.interval
         lines.append(
             f"           {row.task:<20} {row.metric} {row.baseline.value:.4f} -> {row.compressed.value:.4f}  "
-            f"{row.difference:+.4f} [{low:+.4f}, {high:+.4f}]  {row.verdict}"
+            f"{row.difference:+.4f} [{low:+.4f}, {high:+.4f}]  {row.verdict}{_few(row)}"
         )
     for text in evaluation.texts:
         verdict = text.verdict if any(figure.budget is not None for figure in text.metrics) else "no budget"
@@ -81,8 +81,19 @@ def _evaluation_lines(evaluation: Evaluation) -> list[str]:
             else f"{figure.label} {figure.baseline:.3f} -> {figure.compressed:.3f}"
             for figure in text.metrics
         )
-        lines.append(f"           {text.name:<20} {figures}  {verdict}")
+        lines.append(f"           {text.name:<20} {figures}  {verdict}{_few(text)}")
     return lines
+
+
+def _few(row: TaskResult | TextResult) -> str:
+    """Why there is no verdict, where there was too little for one, or what would bring it."""
+    if isinstance(row, TextResult):
+        return "" if row.enough else f" ({row.num_rows} rows; a verdict takes {MIN_ROWS})"
+    if not row.enough:
+        return f" ({row.num_items} items; a verdict takes {MIN_ITEMS})"
+    if row.verdict == "inconclusive" and row.items_needed is not None:
+        return f" ({row.num_items:,} items; about {row.items_needed:,} decide)"
+    return ""
 
 
 class Measure(Stage):
@@ -111,13 +122,15 @@ class Measure(Stage):
             return []
         rows = {row.model: row for row in report.speed.rows}
         before, after = rows["baseline"], rows["compressed"]
+        differing = "; ".join(report.speed.differing)
         prefill, decode = (
             f"{median(getattr(before, key)):.3g} -> {median(getattr(after, key)):.3g} tokens/s"
             for key in ("prefill_tokens_per_s", "decode_tokens_per_s")
         )
         memory = f"{megabytes(before.peak_memory_bytes)} -> {megabytes(after.peak_memory_bytes)}"
         loading = f"{before.load_s:.2g} -> {after.load_s:.2g} s"
-        return [f"  speed    prefill {prefill}; decode {decode}; loading {loading}; peak memory {memory}"]
+        first = [f"  speed    {differing}"] if differing else []
+        return [*first, f"  speed    prefill {prefill}; decode {decode}; loading {loading}; peak memory {memory}"]
 
     def rows(self, settings: MeasureSettings, report: RunReport) -> list[Any]:
         """A row for each of the two models."""

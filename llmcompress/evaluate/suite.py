@@ -13,7 +13,9 @@ A text without any budget is measured and cannot fail.
 
 from __future__ import annotations
 
+import hashlib
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -67,24 +69,32 @@ class Suite(_Declared):
     """A suite as declared; `path` is the YAML that it was read from."""
 
     name: Name
-    description: str
+    description: str = ""
     tasks: tuple[TaskEntry, ...] = ()
     texts: tuple[TextEntry, ...] = ()
-    _path: Path = PrivateAttr(default=Path())
+    _path: Path | None = PrivateAttr(default=None)
 
     @property
-    def path(self) -> Path:
-        """The file that the suite was read from."""
-        return self._path
+    def where(self) -> str:
+        """What an error calls it: the file that it was read from, or --tasks."""
+        return str(self._path or "--tasks")
 
     def text_path(self, entry: TextEntry) -> Path:
         """Where the file of a text lies."""
+        assert self._path is not None, "texts are declared in a file"
         return self._path.parent / entry.file
+
+    def digest(self) -> str:
+        """sha256 over the declaration and the bytes of its texts."""
+        sha = hashlib.sha256(self._path.read_bytes() if self._path else self.model_dump_json().encode())
+        for entry in self.texts:
+            sha.update(hashlib.sha256(self.text_path(entry).read_bytes()).digest())
+        return sha.hexdigest()
 
     def task_folders(self) -> list[Path]:
         """Folders that may hold task YAMLs: the bundled ones, then the suite's own where it is not a bundled suite."""
-        own = self._path.parent
-        return [path for path in (bundled_tasks(), own) if path.is_dir() and path != suites_folder()]
+        own = [self._path.parent] if self._path else []
+        return [path for path in (bundled_tasks(), *own) if path.is_dir() and path != suites_folder()]
 
 
 def suites_folder() -> Path:
@@ -100,6 +110,27 @@ def bundled_tasks() -> Path:
 def suite_names() -> list[str]:
     """Names of the bundled suites, sorted."""
     return sorted(path.stem for path in suites_folder().glob("*.yaml"))
+
+
+def chosen_suite(name: str | None, tasks: Sequence[str]) -> Suite:
+    """The suite called `name`, or where there is none one of `tasks`, each TASK or TASK:METRIC with the usual budget.
+
+    Raises: LLMCompressError, as `load_suite`, and for a task without a name or named twice.
+    """
+    if name is not None:
+        return load_suite(name)
+    declared = [task.partition(":") for task in tasks]
+    raise_all(
+        [
+            LLMCompressError(f"--tasks: {shown(task)}: must be TASK or TASK:METRIC")
+            for task, (first, colon, metric) in zip(tasks, declared, strict=True)
+            if not first or (colon and not metric)
+        ]
+    )
+    entries = [TaskEntry(task=task, metric=metric or "acc") for task, _, metric in declared]
+    suite = Suite(name=" + ".join(entry.task for entry in entries), tasks=tuple(entries))
+    raise_all(_cross_checks(suite))
+    return suite
 
 
 def load_suite(name: str) -> Suite:
@@ -161,4 +192,4 @@ def _cross_checks(suite: Suite) -> list[LLMCompressError]:
             found.append(
                 f"texts.{index}.num_tokens: {entry.num_tokens} is less than two rows of seq_len {entry.seq_len}"
             )
-    return [LLMCompressError(f"{suite.path}: {text}") for text in found]
+    return [LLMCompressError(f"{suite.where}: {text}") for text in found]

@@ -32,7 +32,8 @@ class TextMetric:
 
     of_one(log_p_TV, next_T): its value [T] for one model. of_both(log_p_TV, log_q_TV): its value [T] for the pair.
     Exactly one of them is given. scale: from a mean to what is shown. same: what is shown of two equal models; a budget
-    is the largest loss, counted from there where higher is better.
+    is the largest loss, counted from there where higher is better. least, most: what a value [T] can be; where both are
+    finite, an interval has width even where all rows are equal.
     """
 
     name: str
@@ -43,6 +44,8 @@ class TextMetric:
     of_both: Callable[[torch.Tensor, torch.Tensor], torch.Tensor] | None = None
     scale: Callable[[float], float] = float
     higher_is_better: bool = False
+    least: float = -math.inf
+    most: float = math.inf
 
     def loss(self, interval: tuple[float, float]) -> tuple[float, float]:
         """An interval of what is shown as an interval of what a budget bounds."""
@@ -66,8 +69,17 @@ def _same_top1(log_p_TV: torch.Tensor, log_q_TV: torch.Tensor) -> torch.Tensor:
 
 TEXT_METRICS: tuple[TextMetric, ...] = (
     TextMetric("perplexity", "perplexity", "ratio", 1.0, of_one=_negative_log_likelihood, scale=math.exp),
-    TextMetric("kl", "KL(baseline || compressed)", "nats per token", 0.0, of_both=_kl),
-    TextMetric("top1_agreement", "same top-1 token", "share", 1.0, of_both=_same_top1, higher_is_better=True),
+    TextMetric("kl", "KL(baseline || compressed)", "nats per token", 0.0, of_both=_kl, least=0.0),
+    TextMetric(
+        "top1_agreement",
+        "same top-1 token",
+        "share",
+        1.0,
+        of_both=_same_top1,
+        higher_is_better=True,
+        least=0.0,
+        most=1.0,
+    ),
 )
 
 

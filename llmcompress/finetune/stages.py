@@ -119,4 +119,13 @@ class Merge(Stage):
         if part is None:
             return []
         kl = "" if part.kl is None else f"; KL from base plus adapter {part.kl:.5f} nats per token"
-        return [f"  adapter  {part.kept:.3f} of it kept by quantizing ({part.kept_rtn:.3f} by rounding){kl}"]
+        lines = []
+        if part.loss_quantized is not None:
+            losses = f"base {part.loss_base:.4f}, adapter {part.loss_adapter:.4f}, merged {part.loss_merged:.4f}"
+            lines.append(f"  adapter  loss on held-out rows: {losses}, quantized {part.loss_quantized:.4f}")
+        if part.gain_kept is not None and part.gain_kept_interval is not None:
+            low, high = part.gain_kept_interval
+            lines.append(f"  adapter  {part.gain_kept:.1%} [{low:.1%}, {high:.1%}] of what it gained kept{kl}")
+        elif part.loss_quantized is not None:
+            lines.append(f"  adapter  what it gained is not told from 0 on {part.num_rows} rows{kl}")
+        return lines

@@ -9,6 +9,8 @@ from llmcompress.report.distill import DistillScore as DistillScore
 from llmcompress.report.distill import DistillTeacher as DistillTeacher
 from llmcompress.report.distill import GridTraining as GridTraining
 from llmcompress.report.distill import OnPolicy as OnPolicy
+from llmcompress.report.evaluate import MIN_ITEMS as MIN_ITEMS
+from llmcompress.report.evaluate import MIN_ROWS as MIN_ROWS
 from llmcompress.report.evaluate import Contamination as Contamination
 from llmcompress.report.evaluate import Evaluation as Evaluation
 from llmcompress.report.evaluate import Kernels as Kernels

@@ -10,6 +10,9 @@ from pydantic import Field, model_validator
 from llmcompress.report.part import Part
 
 Verdict = Literal["pass", "fail", "inconclusive"]
+MIN_ITEMS, MIN_ROWS = 50, 16
+"""Least items of a task and rows of a text for a verdict. Below 50 items one flip is more than the 2 points of a usual
+budget; below 16 rows an interval is too narrow where a few rows lost most (eval/results/intervals.md)."""
 Kernels = Literal["plain", "native", "dequantized"]
 """Whose arithmetic a figure rests on: transformers on plain weights, the layout's own package, or our reading."""
 
@@ -32,7 +35,12 @@ class TaskResult(Part):
     baseline: Score
     compressed: Score
     difference: float = Field(description="mean of compressed - baseline over the items")
-    interval: tuple[float, float] = Field(description="95% paired bootstrap")
+    interval: tuple[float, float] = Field(description="95%, of the difference")
+    interval_method: str = Field(default="percentile bootstrap", description="how the interval was taken")
+    items_needed: int | None = Field(
+        default=None,
+        description="items that a verdict at this budget takes, planned before the run; None: none would do",
+    )
     better: int | None = Field(default=None, description="items wrong before, right after (0/1 metrics)")
     worse: int | None = Field(default=None, description="items right before, wrong after")
     mcnemar_p: float | None = Field(default=None, description="exact two-sided")
@@ -44,6 +52,11 @@ class TaskResult(Part):
     dataset_split: str | None = None
     hub_dataset: bool = Field(default=False, description="dataset_path is a Hub dataset id, so model-index may name it")
 
+    @property
+    def enough(self) -> bool:
+        """Whether there were items enough for a verdict; with fewer, its score goes into no metadata either."""
+        return self.num_items >= MIN_ITEMS
+
 
 class TextFigure(Part):
     """One metric on one held-out text. Written by evaluate for every metric that it knows, all alike."""
@@ -54,7 +67,8 @@ class TextFigure(Part):
     baseline: float | None = Field(default=None, description="of the baseline alone, where it is a figure of one model")
     compressed: float | None = None
     value: float = Field(description="of the pair: a ratio, a divergence, an agreement")
-    interval: tuple[float, float] = Field(description="95% paired bootstrap over rows, of value")
+    interval: tuple[float, float] = Field(description="95% over rows, of value")
+    interval_method: str = Field(default="percentile bootstrap", description="how the interval was taken")
     same: float = Field(description="value of two equal models")
     higher_is_better: bool = False
     budget: float | None = Field(default=None, description="largest loss that the suite accepts")
@@ -99,6 +113,16 @@ class TextResult(Part):
         folded |= {"perplexity_ratio_interval", "budget_kl", "budget_perplexity_ratio"}
         others = {key: value for key, value in values.items() if key not in folded}
         return others | {"metrics": [ratio, kl, top1]}
+
+    @property
+    def num_rows(self) -> int:
+        """Rows; each predicts all its tokens but the first."""
+        return round(self.num_tokens / (self.seq_len - 1))
+
+    @property
+    def enough(self) -> bool:
+        """Whether there were rows enough for a verdict."""
+        return self.num_rows >= MIN_ROWS
 
     def figure(self, metric: str) -> TextFigure:
         """The row of a metric. Raises: KeyError where it was not measured."""
@@ -172,6 +196,10 @@ class Evaluation(Part):
     kernels: Kernels = "native"
     device: str
     dtype: str
+    baseline_engine: str | None = Field(default=None, description="what computed the baseline's numbers")
+    baseline_dtype: str | None = Field(default=None, description="that it was computed in")
+    baseline_stored_dtype: str | None = Field(default=None, description="that its weights are stored in")
+    baseline_device: str | None = None
     seed: int
     harness: str = Field(description="e.g. lm-eval 0.4.13")
     tasks: list[TaskResult] = []
@@ -180,3 +208,9 @@ class Evaluation(Part):
     contamination_allowed: bool = Field(default=False, description="the gate was told to let it pass")
     verdict: Verdict
     seconds: float
+
+    @property
+    def differing(self) -> list[str]:
+        """How the baseline was run, as far as it is not how the compressed model was: one entry each."""
+        runs = ("dtype", self.baseline_dtype, self.dtype), ("device", self.baseline_device, self.device)
+        return [f"{what}: base {base}, compressed {ours}" for what, base, ours in runs if base not in (None, ours)]

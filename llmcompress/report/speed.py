@@ -19,6 +19,7 @@ class Speed(Part):
     kernels: Kernels = "native"
     device: str
     dtype: str
+    stored_dtype: str | None = Field(default=None, description="of its weights on disk, where they are plain")
     load_s: float = Field(description="from the start of loading to the first token computed")
     prefill_tokens_per_s: list[float] = Field(description="one figure a round")
     decode_tokens_per_s: list[float] = Field(description="one figure a round")
@@ -36,3 +37,11 @@ class Measurement(Part):
     num_threads: int
     hardware: str
     rows: list[Speed]
+
+    @property
+    def differing(self) -> list[str]:
+        """How the baseline was run, as far as it is not how the compressed model was: one entry each."""
+        rows = {row.model: row for row in self.rows}
+        base, ours = rows["baseline"], rows["compressed"]
+        pairs = ("dtype", base.dtype, ours.dtype), ("device", base.device, ours.device)
+        return [f"{what}: base {left}, compressed {right}" for what, left, right in pairs if left != right]

@@ -1,6 +1,7 @@
 """Held-out rows through models: how well one predicts them, and how far the predictions of two are apart.
 
     heldout_loss   -log p(next token), in nats, averaged over the tokens that are trained
+    row_losses     the same before the averaging: its sum over each row
     heldout_kl     KL(reference || candidate) of the next-token distribution, in nats, averaged over every token that
                    has one before it and is no padding
 
@@ -26,7 +27,17 @@ def heldout_loss(model: Any, rows: Sequence[Example], padding: int, batch_size: 
     """Mean negative log-likelihood over all trained tokens of `rows`, in nats (NaN where there is none), and their
     number; in eval mode.
     """
-    total, count, was_training = 0.0, 0, model.training
+    losses_N, counts_N = row_losses(model, rows, padding, batch_size)
+    count = int(counts_N.sum())
+    return (float(losses_N.sum()) / count if count else math.nan), count
+
+
+def row_losses(model: Any, rows: Sequence[Example], padding: int, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """The sum of -log p over the trained tokens of each row, in nats, float64 [N], and their number, int64 [N]; in eval
+    mode."""
+    losses: list[torch.Tensor] = []
+    counts: list[torch.Tensor] = []
+    was_training = model.training
     model.eval()
     with torch.no_grad():
         for batch, _ in _batches(rows, padding, batch_size):
@@ -34,10 +45,33 @@ def heldout_loss(model: Any, rows: Sequence[Example], padding: int, batch_size: 
             logits_BSV = _logits(model, batch)[:, :-1]
             counts_BS = labels_BS != IGNORED
             log_probs_TV = log_probs(logits_BSV[counts_BS])
-            total -= float(log_probs_TV.gather(-1, labels_BS[counts_BS][:, None]).sum())
-            count += int(counts_BS.sum())
+            loss_BS = torch.zeros(labels_BS.shape, dtype=torch.float64, device=labels_BS.device)
+            loss_BS[counts_BS] = -log_probs_TV.gather(-1, labels_BS[counts_BS][:, None])[:, 0]
+            losses.append(loss_BS.sum(-1).cpu())
+            counts.append(counts_BS.sum(-1).cpu())
     model.train(was_training)
-    return (total / count if count else math.nan), count
+    return torch.cat(losses), torch.cat(counts)
+
+
+def ratio_interval(part_N: torch.Tensor, whole_N: torch.Tensor) -> tuple[float, float] | None:
+    """95% interval of sum(part) / sum(whole) over paired rows, by Fieller's theorem (J. R. Stat. Soc. B 16, 1954).
+
+    Every ratio r is in it for which the mean of part - r whole is not told from 0 by Student's t; None where that is no
+    interval, since the mean of `whole` itself is not told from 0, or for a single row.
+    """
+    from scipy.special import stdtrit
+
+    num_rows = len(part_N)
+    if num_rows < 2:
+        return None
+    both_2N = torch.stack([part_N, whole_N]).double()
+    (part, whole), spread = both_2N.mean(1).tolist(), torch.cov(both_2N) * float(stdtrit(num_rows - 1, 0.975)) ** 2
+    (of_part, mixed), (_, of_whole) = (spread / num_rows).tolist()
+    square, linear, constant = whole**2 - of_whole, part * whole - mixed, part**2 - of_part
+    if square <= 0:
+        return None
+    root = math.sqrt(max(linear**2 - square * constant, 0.0))
+    return (linear - root) / square, (linear + root) / square
 
 
 def heldout_kl(

@@ -61,7 +61,7 @@ def test_the_whole_chain(model: Path, rows: Path, tmp_path: Path) -> None:  # no
     text = card_text(shown, {})
     assert str(tmp_path) not in text and "How it was fine-tuned" in text
     assert "What quantizing kept of the adapter" in text and "closer" in text
-    assert "| **of the adapter kept** |" in text and kind(shown) == "quantized"
+    assert "| **of the gain kept** |" in text and "this file" in text and kind(shown) == "quantized"
 
 
 def test_an_adapter_alone_has_a_card_and_a_figure(model: Path, rows: Path, tmp_path: Path) -> None:  # noqa: F811

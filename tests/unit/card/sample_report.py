@@ -373,10 +373,15 @@ def merged(quantized: bool = False) -> RunReport:
         closer="dequantized",
     )
     if quantized:
-        rows = [LinearRetention(name=name, kept=3.16, kept_rtn=-2.17)]
+        rows = [
+            LinearRetention(name=name, kept=0.87, kept_rtn=0.61, noise=0.02, size=0.75),
+            LinearRetention(name=name.replace("0", "1"), kept=3.16, kept_rtn=-2.17, noise=1.4, size=0.25),
+        ]
         report.adapter_retention = AdapterRetention(
-            linears=rows, kept=0.87, kept_rtn=0.61, heldout_tokens=640, kl=0.02, kl_rtn=0.05
-        )
+            linears=rows, kept=0.87, kept_rtn=0.61, heldout_tokens=640, kl=0.02, kl_rtn=0.05,
+            num_rows=40, loss_tokens=600, loss_base=2.5, loss_adapter=2.0, loss_merged=2.01, loss_quantized=2.1,
+            gain_kept=0.8, gain_kept_interval=(0.71, 0.88),
+        )  # fmt: skip
     else:
         report.linears, report.calibration = [], None
         report.output = report.output.model_copy(update={"format": PLAIN, "quantized_parameters": 0})

@@ -65,9 +65,41 @@ def test_the_first_sentence_names_every_step() -> None:
     first = text.split("\n\n")[1]
     steps = ("some-org/base-model", "fine-tuned on `train.jsonl` (QLoRA, rank 8)", "merged onto", "quantized by `gptq`")
     assert [first.index(step) for step in steps] == sorted(first.index(step) for step in steps)
-    assert "held-out loss 2.5000 to 1.2500 nats per token, of the adapter before it was merged and quantized" in text
-    assert "| **of the adapter kept** | 87 %; plain rounding 61 %" in text.replace(".00 %", " %")
+    assert (
+        "with the adapter 2.0000, merged 2.0100, **this file 2.1000** nats per token, all on the same 40 rows" in text
+    )
+    plain = text.replace(".00 %", " %").replace(".0 %", " %")
+    assert "| **of the gain kept** | 80 % [71 %, 88 %] |" in plain
+    assert (
+        "Of the update D itself 87 % is kept (61 % by plain rounding)" in plain and "over the 1 of 2 linears" in plain
+    )
     assert "316" not in text and "217" not in text, "single linears scatter too far to be told"
+
+
+def test_a_gain_that_is_not_told_from_zero_has_no_share() -> None:
+    report = merged(quantized=True)
+    kept = report.adapter_retention
+    assert kept is not None
+    kept.gain_kept = kept.gain_kept_interval = None
+    kept.linears = kept.linears[1:]
+    text = card_text(public(report), {})
+    assert "what the adapter gained is not told from 0 on 40 rows" in text and "this file 2.1000" in text
+    assert "How much of the update each linear kept is not shown" in text and "Of the update D itself" not in text
+
+
+def test_a_report_of_before_the_losses_shows_no_projection() -> None:
+    report = merged(quantized=True)
+    assert report.adapter_retention is not None
+    older = {"linears", "kept", "kept_rtn", "heldout_tokens", "kl", "kl_rtn"}
+    values = report.adapter_retention.model_dump(include=older)
+    values["linears"] = [{key: row[key] for key in ("name", "kept", "kept_rtn")} for row in values["linears"]]
+    report.adapter_retention = type(report.adapter_retention).model_validate(values)
+    text = card_text(public(report), {})
+    assert (
+        "this file" not in text
+        and "is not shown" in text
+        and "of the adapter before it was merged and quantized" in text
+    )
 
 
 def test_an_adapter_says_how_it_goes_onto_its_base() -> None:

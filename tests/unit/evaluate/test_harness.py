@@ -4,6 +4,7 @@ import logging
 from collections.abc import Callable
 from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -124,7 +125,50 @@ def test_lm_evals_own_tasks_and_groups(declare: Declare, monkeypatch: pytest.Mon
     assert lines[5] == "hint: did you mean 'choose'?"
     with pytest.raises(LLMCompressError) as offline:
         find_tasks([TaskEntry(task="arc_easy")], folders, "S")
-    assert "allenai/ai2_arc on the Hugging Face Hub" in str(offline.value.hint)
+    assert "task arc_easy: its data, allenai/ai2_arc, has no local copy" in offline.value.message
+    assert "data_files" in str(offline.value.hint)
+
+
+def test_without_a_connection_the_first_task_ends_it(monkeypatch: pytest.MonkeyPatch, declare: Declare) -> None:
+    """Nobody is asked twice: one question to the Hub, then local copies alone, then one line."""
+    import datasets.config
+    from huggingface_hub import constants
+
+    from llmcompress.evaluate import connection, harness
+
+    asked: list[str] = []
+    tried: list[tuple[str, bool, bool]] = []
+
+    def load(catalogue: Any, name: str, num_fewshot: int, file: Any) -> Any:
+        tried.append((name, constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE))
+        raise LLMCompressError(f"{name}: no copy")
+
+    before = constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE
+    monkeypatch.setattr(connection, "reachable", lambda: bool(asked.append("head")))
+    monkeypatch.setattr(harness, "_load", load)
+    monkeypatch.setattr(harness, "_hub_data", lambda path: "org/data")
+    entries = [TaskEntry(task="choose", num_fewshot=shots) for shots in (0, 1, 2)]
+    with pytest.raises(LLMCompressError) as caught:
+        find_tasks(entries, [declare().parent], "S")
+    assert (
+        not isinstance(caught.value, ProblemsError) and "the Hugging Face Hub cannot be reached" in caught.value.message
+    )
+    assert (asked, tried) == (["head"], [("choose", True, True)])
+    assert before == (constants.HF_HUB_OFFLINE, datasets.config.HF_HUB_OFFLINE)
+
+
+def test_a_connection_that_breaks_off_is_seen_through_what_is_wrapped_around_it() -> None:
+    from llmcompress.evaluate.connection import lost
+
+    assert lost(TimeoutError()) and lost(ConnectionResetError())
+    assert not lost(ValueError("a template"))
+    try:
+        try:
+            raise ConnectionError("no route")
+        except ConnectionError as error:
+            raise LLMCompressError("cannot be loaded") from error
+    except LLMCompressError as error:
+        assert lost(error)
 
 
 def test_the_terminal_stays_quiet_and_settings_come_back(

@@ -15,6 +15,8 @@ from llmcompress.console import Silent, Step
 from llmcompress.errors import LLMCompressError, ProblemsError
 from llmcompress.evaluate import baseline as baseline_module
 from llmcompress.evaluate import results
+from llmcompress.evaluate import stage as stage_module
+from llmcompress.evaluate import suite as suite_module
 from llmcompress.evaluate.engines import load
 from llmcompress.evaluate.harness import Item, ReadyTask, TaskRun
 from llmcompress.evaluate.stage import EvaluateSettings, evaluate
@@ -22,6 +24,7 @@ from llmcompress.evaluate.suite import TaskEntry
 from llmcompress.report import Evaluation
 
 Declare = Callable[..., Path]
+ROWS_25 = {"name": "words", "file": "text.txt", "seq_len": 16, "num_tokens": 400, "budget_kl": 0.05}
 
 
 class Heard(Silent):
@@ -68,17 +71,24 @@ def compare(checkpoint: Path, baseline: Path, suite: Path, heard: Heard | None =
 def test_a_checkpoint_against_itself(dense: Path, declare: Declare) -> None:
     result = compare(dense, dense, declare())
     task, text = result.tasks[0], result.texts[0]
-    assert (task.difference, task.interval, task.better, task.worse, task.mcnemar_p) == (0.0, (0.0, 0.0), 0, 0, 1.0)
+    assert (task.difference, task.better, task.worse, task.mcnemar_p) == (0.0, 0, 0, 1.0)
+    assert task.interval[0] == -task.interval[1] and task.interval[1] > 0.2, "twelve items without a flip tell little"
     assert (text.kl, text.kl_interval, text.top1_agreement) == (0.0, (0.0, 0.0), 1.0)
+    agreement = text.figure("top1_agreement").interval
+    assert agreement[0] < 1 == agreement[1]
+    assert (task.verdict, text.verdict, task.enough, text.enough) == ("inconclusive", "inconclusive", False, False)
     assert text.perplexity_ratio_interval == (1.0, 1.0)
-    assert result.verdict == "pass"
+    assert result.verdict == "inconclusive"
+    assert (result.baseline_dtype, result.baseline_device, result.differing) == (result.dtype, result.device, [])
     assert Evaluation.model_validate_json(result.model_dump_json()) == result
 
 
 def test_a_damaged_checkpoint_against_its_source(
     dense: Path, perturbed: Path, declare: Declare, tmp_path: Path
 ) -> None:
-    suite = declare(tasks=[{"task": "choose", "metric": metric, "budget": 0.05} for metric in ("acc", "acc_norm")])
+    suite = declare(
+        tasks=[{"task": "choose", "metric": metric, "budget": 0.05} for metric in ("acc", "acc_norm")], texts=[ROWS_25]
+    )
     heard = Heard()
     result = compare(perturbed, dense, suite, heard, samples_dir=tmp_path / "samples")
     lines = (tmp_path / "samples" / "choose-0shot.jsonl").read_text(encoding="utf-8").splitlines()
@@ -96,8 +106,8 @@ def test_a_damaged_checkpoint_against_its_source(
     text = result.texts[0]
     assert text.verdict == result.verdict == "fail"
     assert text.kl > 0.05 and text.top1_agreement < 1
-    assert text.num_tokens == 9 * 31
-    assert heard.done == {"tasks of own": [2, 2], "held-out text words": [9, 9]}
+    assert (text.num_tokens, text.num_rows) == (25 * 15, 25)
+    assert heard.done == {"tasks of own": [2, 2], "held-out text words": [25, 25]}
 
 
 def test_the_kl_of_a_perturbed_pair_is_the_float64_formula(dense: Path, perturbed: Path, declare: Declare) -> None:
@@ -124,9 +134,9 @@ def test_the_baseline_is_cached_by_identity(
         patch.setattr(baseline_module.Baseline, "model", lambda self: pytest.fail("the baseline is loaded"))
         again = compare(perturbed, dense, suite)
     assert again.baseline_cached
-    assert again.model_dump(exclude={"seconds", "baseline_cached"}) == first.model_dump(
-        exclude={"seconds", "baseline_cached"}
-    )
+    assert again.baseline_engine is None, "nobody ran it"
+    varies = {"seconds", "baseline_cached", "baseline_engine"}
+    assert again.model_dump(exclude=varies) == first.model_dump(exclude=varies)
     assert not compare(perturbed, dense, suite, limit=5).baseline_cached
     assert not compare(dense, perturbed, suite).baseline_cached
     assert len(list(cache.iterdir())) == 3
@@ -200,7 +210,7 @@ def test_items_that_differ_are_never_compared() -> None:
 
     task = ReadyTask("t", 0, None, ("none",), {"acc": True}, None, None, None, False, "")
     entry = TaskEntry(task="t")
-    assert results.task_result(entry, task, run("a", "b"), run("a", "b"), 0).verdict == "pass"
+    assert results.task_result(entry, task, run("a", "b"), run("a", "b"), 0).verdict == "inconclusive"
     with pytest.raises(LLMCompressError, match="item 1 of the compressed model is not the baseline's item 1"):
         results.task_result(entry, task, run("a", "b"), run("a", "c"), 0)
     with pytest.raises(LLMCompressError, match="the baseline has 2 items, the compressed model 1"):
@@ -209,6 +219,109 @@ def test_items_that_differ_are_never_compared() -> None:
     broken.items[1].scores["acc,none"] = float("nan")
     with pytest.raises(LLMCompressError, match="item 1 has no finite score for acc,none"):
         results.task_result(entry, task, run("a", "b"), broken, 0)
+
+
+def pair(better: int, worse: int, same: int, metric: str = "acc", right: float = 1.0) -> tuple[TaskRun, TaskRun]:
+    """Two runs whose items flip so often."""
+    scores = [(0.0, right)] * better + [(right, 0.0)] * worse + [(right, right)] * same
+    runs = (
+        TaskRun(
+            task="t",
+            items=[
+                Item(doc_id=i, digest="d", scores={f"{metric},none": value[side]}, responses={})
+                for i, value in enumerate(scores)
+            ],
+        )
+        for side in (0, 1)
+    )
+    before, after = runs
+    return before, after
+
+
+@pytest.mark.parametrize(
+    ("flips", "expected"),
+    [
+        ((0, 0, 4), "inconclusive"),  # a percentile bootstrap has no width here
+        ((0, 4, 0), "inconclusive"),  # and would fail this
+        ((0, 49, 0), "inconclusive"),
+        ((0, 50, 0), "fail"),
+        ((0, 0, 50), "inconclusive"),  # enough for a verdict, not for this budget
+        ((0, 0, 200), "pass"),
+        ((0, 2, 198), "inconclusive"),
+        ((10, 10, 3500), "pass"),
+        ((0, 40, 460), "fail"),
+    ],
+)
+def test_a_verdict_takes_items(flips: tuple[int, int, int], expected: str) -> None:
+    task = ReadyTask("t", 0, None, ("none",), {"acc": True}, None, None, None, False, "")
+    row = results.task_result(TaskEntry(task="t", budget=0.02), task, *pair(*flips), 0)
+    assert (row.verdict, row.num_items, row.items_needed) == (expected, sum(flips), 3441)
+    assert row.interval[0] <= row.difference < row.interval[1]
+
+
+def test_scores_between_0_and_1_have_an_interval_with_width_where_none_changed() -> None:
+    task = ReadyTask("t", 0, None, ("none",), {"f1": True}, None, None, None, False, "")
+    row = results.task_result(TaskEntry(task="t", metric="f1"), task, *pair(0, 0, 300, "f1", 0.7), 0)
+    assert row.better is None and row.interval[1] == -row.interval[0] > 0.005
+    assert (
+        row.interval_method
+        != results.task_result(
+            TaskEntry(task="t"), ReadyTask("t", 0, None, ("none",), {}, None, None, None, False, ""), *pair(0, 0, 60), 0
+        ).interval_method
+    )
+
+
+def test_what_a_verdict_takes_is_told_before_anything_runs(dense: Path, declare: Declare) -> None:
+    tasks = [
+        {"task": "choose", "metric": metric, "budget": budget} for metric, budget in (("acc", 0.02), ("acc_norm", 0.0))
+    ]
+    heard = Heard()
+    compare(dense, dense, declare(tasks=tasks, texts=[]), heard, limit=5)
+    first, second = heard.lines[:2]
+    assert first == (
+        "choose acc: 5 items; a verdict at a budget of 0.02 takes about 3,441 where 10% flip; below 50 there is none"
+    )
+    assert "a budget of 0 takes more than any number of items" in second
+
+
+def test_a_limit_is_one_of_rows_too(dense: Path, declare: Declare) -> None:
+    result = compare(dense, dense, declare(texts=[ROWS_25]), limit=3)
+    assert (result.tasks[0].num_items, result.texts[0].num_rows) == (3, 3)
+
+
+def test_tasks_by_name_are_a_suite_of_their_own(dense: Path, monkeypatch: pytest.MonkeyPatch, declare: Declare) -> None:
+    folder = declare().parent
+    monkeypatch.setattr(suite_module, "bundled_tasks", lambda: folder)
+    settings = EvaluateSettings(tasks=["choose:acc_norm"], limit=4)
+    result = evaluate(dense, Checkpoint.open(dense), settings, seed=0, progress=Silent(), samples_dir=None)
+    assert (result.suite, result.texts) == ("choose", [])
+    assert [(row.task, row.metric, row.num_items, row.budget) for row in result.tasks] == [
+        ("choose", "acc_norm", 4, 0.02)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "match"), [({}, "one of the two"), ({"suite": "tiny", "tasks": ["x"]}, "one of the two")]
+)
+def test_a_suite_or_tasks(given: dict[str, Any], match: str) -> None:
+    with pytest.raises(ValueError, match=match):
+        EvaluateSettings.model_validate(given)
+
+
+def test_the_baseline_runs_in_the_dtype_of_the_compressed_model(
+    dense: Path, declare: Declare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    own = stage_module.engines.load
+
+    def in_bfloat16(folder: Path, choice: Any = "auto", trust: bool = False, dtype: Any = None) -> Any:
+        return own(folder, choice, trust, dtype or torch.bfloat16)
+
+    monkeypatch.setattr(stage_module.engines, "load", in_bfloat16)
+    result = compare(dense, dense, declare(texts=[]))
+    assert (result.dtype, result.baseline_dtype, result.baseline_stored_dtype) == ("bfloat16", "bfloat16", "float32")
+    assert result.differing == []
+    other = result.model_copy(update={"baseline_dtype": "float32"})
+    assert other.differing == ["dtype: base float32, compressed bfloat16"]
 
 
 def test_settings_refuse_what_they_do_not_know() -> None:

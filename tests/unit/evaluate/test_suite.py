@@ -7,7 +7,7 @@ import pytest
 
 from llmcompress.errors import LLMCompressError, ProblemsError
 from llmcompress.evaluate import suite as module
-from llmcompress.evaluate.suite import load_suite, suite_names
+from llmcompress.evaluate.suite import chosen_suite, load_suite, suite_names
 
 Declare = Callable[..., Path]
 
@@ -16,7 +16,7 @@ def test_a_suite_is_read_with_its_defaults(declare: Declare) -> None:
     suite = load_suite(str(declare()))
     assert (suite.name, suite.tasks[0].num_fewshot, suite.tasks[0].limit) == ("own", 0, None)
     assert suite.text_path(suite.texts[0]).is_file()
-    assert suite.path.parent in suite.task_folders()
+    assert Path(suite.where).parent in suite.task_folders()
 
 
 def test_a_bundled_suite_by_name(declare: Declare, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -85,3 +85,25 @@ def test_files_that_are_no_suite(tmp_path: Path) -> None:
     bad.write_bytes(b"\xff\xfe\x00name")
     with pytest.raises(LLMCompressError, match="not YAML text"):
         load_suite(str(bad))
+
+
+def test_a_description_is_optional(declare: Declare) -> None:
+    path = declare()
+    path.write_text("name: own\ntasks:\n  - {task: choose}\n", encoding="utf-8")
+    assert load_suite(str(path)).description == ""
+
+
+def test_tasks_stand_in_the_place_of_a_suite() -> None:
+    suite = chosen_suite(None, ["arc_easy:acc_norm", "lambada_openai"])
+    assert [(entry.task, entry.metric, entry.budget) for entry in suite.tasks] == [
+        ("arc_easy", "acc_norm", 0.02), ("lambada_openai", "acc", 0.02),
+    ]  # fmt: skip
+    assert (suite.name, suite.where) == ("arc_easy + lambada_openai", "--tasks")
+    assert suite.task_folders() == [module.bundled_tasks()], "nothing of the working directory is read"
+    assert suite.digest() != chosen_suite(None, ["arc_easy"]).digest()
+
+
+@pytest.mark.parametrize("tasks", [["arc_easy:"], [":acc"], ["arc_easy", "arc_easy"]])
+def test_tasks_that_name_none_or_one_twice(tasks: list[str]) -> None:
+    with pytest.raises(LLMCompressError, match="--tasks: "):
+        chosen_suite(None, tasks)

@@ -149,7 +149,7 @@ def test_a_metric_is_one_entry_and_flows_to_the_report(monkeypatch: pytest.Monke
         monkeypatch.setattr(module, "TEXT_METRICS", (*text_metrics.TEXT_METRICS, reverse), raising=False)
     base = torch.randn(7, 7, generator=torch.Generator().manual_seed(0))
     comp = torch.randn(7, 7, generator=torch.Generator().manual_seed(1))
-    tokens = torch.arange(28).reshape(4, 7) % 7
+    tokens = torch.arange(126).reshape(18, 7) % 7
     figures = compare_rows(Table(base), Table(comp), tokens, batch_size=2)
     swapped = compare_rows(Table(comp), Table(base), tokens, batch_size=2)
     assert figures.by_metric["reverse_kl"].pair_N == pytest.approx(swapped.by_metric["kl"].pair_N)

@@ -18,6 +18,7 @@ from llmcompress.formats.base import FORMATS
 from llmcompress.formats.roundtrip import unpack_row
 from llmcompress.pipeline.run import run
 from llmcompress.report import RunReport
+from llmcompress.training.heldout import ratio_interval
 from tests.unit.finetune.conftest import recipe
 
 
@@ -65,6 +66,38 @@ def test_what_is_kept_is_the_projection_onto_the_update(model: Path, merged: Pat
     moved_OI = dense(quantized, row.name) - dense(kept, row.name)
     expected = float((moved_OI * update_OI).sum() / (update_OI * update_OI).sum())
     assert row.kept == pytest.approx(expected, rel=1e-4)
+    rest_OI = (moved_OI - expected * update_OI) * update_OI
+    assert row.noise == pytest.approx(float(rest_OI.square().sum().sqrt() / update_OI.square().sum()), rel=1e-3)
+    assert sum(row.size for row in survival.linears) == pytest.approx(1)
+    assert survival.kept == pytest.approx(sum(row.kept * row.size for row in survival.linears), rel=1e-6)
+    finetuned = RunReport.load(merged).finetune
+    assert finetuned is not None
+    assert survival.loss_base == pytest.approx(finetuned.heldout_loss_base, rel=1e-4)
+    assert survival.loss_adapter == pytest.approx(finetuned.heldout_loss, rel=1e-4)
+    assert survival.loss_merged == pytest.approx(survival.loss_adapter, rel=1e-3)
+    assert survival.loss_quantized is not None and survival.loss_base is not None and survival.loss_adapter is not None
+    if survival.gain_kept is not None and survival.gain_kept_interval is not None:
+        share = (survival.loss_base - survival.loss_quantized) / (survival.loss_base - survival.loss_adapter)
+        assert survival.gain_kept == pytest.approx(share, rel=1e-6)
+        assert survival.gain_kept_interval[0] <= share <= survival.gain_kept_interval[1]
+
+
+def test_the_interval_of_a_ratio_holds_just_what_a_paired_t_test_does_not_refuse() -> None:
+    stats = pytest.importorskip("scipy.stats")
+    generator = torch.Generator().manual_seed(0)
+    whole = 1 + 0.5 * torch.randn(20, generator=generator, dtype=torch.float64)
+    part = 0.8 * whole + 0.2 * torch.randn(20, generator=generator, dtype=torch.float64)
+    interval = ratio_interval(part, whole)
+    assert interval is not None
+    for ratio in interval:
+        assert stats.ttest_1samp((part - ratio * whole).numpy(), 0).pvalue == pytest.approx(0.05, rel=1e-6)
+    assert stats.ttest_1samp((part - sum(interval) / 2 * whole).numpy(), 0).pvalue > 0.05
+    assert ratio_interval(whole, whole) == pytest.approx((1, 1))
+
+
+def test_a_ratio_to_what_is_not_told_from_zero_has_no_interval() -> None:
+    assert ratio_interval(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([1.0, -1.0, 0.1])) is None
+    assert ratio_interval(torch.tensor([1.0]), torch.tensor([1.0])) is None
 
 
 def test_a_checkpoint_that_was_not_merged_is_refused(model: Path, rows: Path, tmp_path: Path) -> None:
