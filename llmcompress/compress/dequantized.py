@@ -70,9 +70,7 @@ class DequantizedWeights:
         return dense_OI.t().contiguous() if name in self._transposed else dense_OI
 
 
-def stream_dequantized(
-    folder: Path, dtype: torch.dtype = torch.float32, keep_bytes: int = KEEP_BYTES
-) -> StreamedModel:
+def stream_dequantized(folder: Path, dtype: torch.dtype = torch.float32, keep_bytes: int = KEEP_BYTES) -> StreamedModel:
     """What `load_dequantized` loads, a layer at a time; of plain weights, those weights.
 
     Raises: LLMCompressError when the folder has no report of ours, or a tensor is missing.

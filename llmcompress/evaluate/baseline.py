@@ -23,6 +23,7 @@ from llmcompress.console import Progress
 from llmcompress.evaluate import engines
 from llmcompress.evaluate.harness import ReadyTask, TaskRun, run_task
 from llmcompress.evaluate.results import mismatch
+from llmcompress.evaluate.settings import EvaluateChoice
 from llmcompress.files import write_atomic
 from llmcompress.models.loading import best_device, compute_dtype
 
@@ -34,13 +35,17 @@ TOKENIZER_FILES = ("tokenizer*", "vocab.*", "merges.txt", "special_tokens_map.js
 
 @dataclass(slots=True)
 class Baseline:
-    """One baseline checkpoint during one evaluation; `num_computed` counts the runs that the cache did not have."""
+    """One baseline checkpoint during one evaluation; `num_computed` counts the runs that the cache did not have.
+
+    streams: a layer at a time in any case, not only where it does not fit.
+    """
 
     checkpoint: Checkpoint
     cache: BaselineCache
     progress: Progress
     batch_size: int
     seed: int
+    streams: bool = False
     loaded: engines.Loaded | None = None
     num_computed: int = 0
 
@@ -52,7 +57,8 @@ class Baseline:
         if self.loaded is None:
             self.progress.message(f"loading baseline {self.checkpoint.name}")
             trust = self.checkpoint.trust_remote_code
-            self.loaded = engines.load(self.checkpoint.folder, "auto", trust).guarded()
+            choice: EvaluateChoice = "stream" if self.streams else "auto"
+            self.loaded = engines.load(self.checkpoint.folder, choice, trust, streams=True).guarded()
         return self.loaded
 
     def run(self, task: ReadyTask, limit: int | None, after: TaskRun) -> TaskRun:

@@ -33,6 +33,7 @@ from llmcompress.console import quiet
 from llmcompress.errors import LLMCompressError, collected, raise_all, shown, third_party, unknown
 from llmcompress.evaluate.suite import TaskEntry, bundled_tasks
 from llmcompress.evaluate.task_files import FILE_READERS, TaskFile, TaskFiles, code_problems
+from llmcompress.models.streamed import StreamedModel
 from llmcompress.templates import Renderer
 
 REMOTE = ("https://", "hf://")
@@ -129,13 +130,30 @@ def run_task(task: ReadyTask, model: Any, tokenizer: Any, limit: int | None, bat
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
+    from llmcompress.evaluate.streamed_lm import StreamedLM
+
     with quiet("lm_eval", "datasets"), third_party(f"task {task.name}: cannot be run"), _templates(task.sandboxed):
         task.handle.set_fewshot_seed(seed=seed)
-        language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+        if isinstance(model, StreamedModel):
+            language_model = StreamedLM(model, tokenizer, batch_size)
+        else:
+            language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
         results = evaluate(
             lm=language_model, task_dict={"tasks": {task.name: task.handle}}, limit=limit, bootstrap_iters=0
         )
     return TaskRun(task=task.name, items=_items(results["samples"][task.name]))
+
+
+def refuse_generation(tasks: Iterable[ReadyTask]) -> None:
+    """Raise for every task in which the model writes text, where it is streamed.
+
+    Raises: LLMCompressError naming each.
+    """
+    from llmcompress.evaluate.streamed_lm import NEEDS_MEMORY
+
+    hint = "leave it out of the suite, or evaluate where the model fits"
+    writing = [task.name for task in tasks if getattr(task.handle, "OUTPUT_TYPE", None) == "generate_until"]
+    raise_all([LLMCompressError(f"task {name}: {NEEDS_MEMORY}", hint) for name in writing])
 
 
 @contextmanager

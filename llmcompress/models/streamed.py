@@ -19,8 +19,10 @@ Shapes: B rows of a batch, S tokens, V vocabulary.
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -66,7 +68,7 @@ class CheckpointWeights:
         lacking = [name for name in meta.tied_parameters(model) if name not in self._names and name not in self._twins]
         embedding = model.get_input_embeddings()  # type: ignore[operator]
         own = next((name for name, module in model.named_modules() if module is embedding), "")
-        self._twins |= {name: f"{own}.weight" for name in lacking}
+        self._twins |= dict.fromkeys(lacking, f"{own}.weight")
 
     def has(self, name: str) -> bool:
         """See `Weights`."""
@@ -95,32 +97,45 @@ class StreamedModel:
     """A causal language model whose decoder layers are read where they are reached; see the module's docstring.
 
     model: on the meta device (`meta.build`), taken over. `device`, `dtype`: what it computes on and in.
-    keep_bytes: of layers that stay in memory. activation_bytes: of hidden states that do.
+    keep_bytes: of layers that stay in memory. activation_bytes: of hidden states that do. first_layer: the number that
+    the first layer has in `weights`, where the model is made of a few of its layers.
 
     Raises: LLMCompressError for a parameter without a tensor, and for a model without decoder layers.
     """
 
     def __init__(
         self, model: nn.Module, weights: Weights, device: torch.device, dtype: torch.dtype,
-        keep_bytes: int = KEEP_BYTES, activation_bytes: int = ACTIVATION_BYTES,
+        keep_bytes: int = KEEP_BYTES, activation_bytes: int = ACTIVATION_BYTES, first_layer: int = 0,
     ) -> None:  # fmt: skip
         self.model, self.device, self.dtype = model, device, dtype
         self._weights, self._keep_bytes, self._activation_bytes = weights, keep_bytes, activation_bytes
         self._parent: Any = None
+        self._keeps_some = "logits_to_keep" in inspect.signature(model.forward).parameters
+        model.tie_weights = lambda *_args, **_options: None  # type: ignore[assignment, method-assign]  # read, not shared
         layers = decoder_layers(model)
+        self.depth = len(layers.layers)
+        self.layer_bytes = max(sum(p.numel() for p in layer.parameters()) for layer in layers.layers) * dtype.itemsize
         modules = {layers.name(index): layer for index, layer in enumerate(layers.layers)}
         head = model.get_output_embeddings()  # type: ignore[operator]
         if head is not None:
             modules[next(path for path, module in model.named_modules() if module is head)] = head
         self._units = [_Unit(place, path, module) for place, (path, module) in enumerate(modules.items())]
         self._head = self._units[-1] if head is not None else None
-        lacking = [name for name, _ in model.named_parameters() if not weights.has(name)]
+        self._first_layer = first_layer
+        self._in_layer = re.compile(rf"({re.escape(layers.path)})\.(\d+)\.(.+)")
+        names = (self._stored_name(name) for name, _ in model.named_parameters())
+        lacking = [name for name in names if not weights.has(name)]
         if lacking:
             raise LLMCompressError(f"{type(model).__name__}: no tensor for {lacking[0]}")
         self._read_outside(layers.path)
         self._read_buffers()
         for unit in self._units:
             self._watch(unit)
+
+    @property
+    def in_memory(self) -> bool:
+        """Whether everything that was read so far is kept."""
+        return all(unit.kept for unit in self._units)
 
     @property
     def config(self) -> Any:
@@ -139,24 +154,25 @@ class StreamedModel:
         """The model's own forward, each layer read as it is reached."""
         return self.model(*args, **kwargs)
 
-    def logits(
-        self, batches: Sequence[torch.Tensor], on_layer: Callable[[int], None] = lambda _: None
-    ) -> Iterator[torch.Tensor]:
+    def logits(self, batches: Sequence[torch.Tensor], keep: Sequence[int] | None = None) -> Iterator[torch.Tensor]:
         """Next-token logits [B, S, V] of every batch of tokens [B, S], in order, in one pass over the layers.
 
         The pass is made when the first is asked for; each is computed when it is asked for, so that one is in memory at
-        a time. on_layer: hears of every layer that is done.
+        a time. keep: of each batch, how many of its last positions are wanted ([B, keep, V]); None: all.
         """
+        keep = [batch.shape[1] for batch in batches] if keep is None else keep
         for start in range(0, len(batches), BATCHES_AT_ONCE):
-            yield from self._pass(batches[start : start + BATCHES_AT_ONCE], on_layer)
+            part = slice(start, start + BATCHES_AT_ONCE)
+            yield from self._pass(batches[part], keep[part])
 
-    def _pass(self, batches: Sequence[torch.Tensor], on_layer: Callable[[int], None]) -> Iterator[torch.Tensor]:
+    def _pass(self, batches: Sequence[torch.Tensor], keep: Sequence[int]) -> Iterator[torch.Tensor]:
         from greenlet import greenlet
 
         width = hidden_size(self.model)
         num_bytes = sum(batch.numel() for batch in batches) * width * self.dtype.itemsize
         file = ActivationFile(Path(tempfile.gettempdir())) if num_bytes > self._activation_bytes else None
-        runs = [_Run(greenlet(functools.partial(self._forward, batch)), file) for batch in batches]
+        forwards = (functools.partial(self._forward, *pair) for pair in zip(batches, keep, strict=True))
+        runs = [_Run(greenlet(forward), file) for forward in forwards]
         for run in runs:
             self._resume(run)
         while places := {run.place for run in runs if run.place is not None}:
@@ -168,7 +184,6 @@ class StreamedModel:
                 if run.place == unit.place:
                     self._resume(run)
             self._free(unit)
-            on_layer(unit.place)
         if self._head is not None:
             self._load(self._head)
         try:
@@ -182,9 +197,10 @@ class StreamedModel:
             if self._head is not None:
                 self._free(self._head)
 
-    def _forward(self, tokens_BS: torch.Tensor) -> torch.Tensor:
-        logits_BSV: torch.Tensor = self.model(input_ids=tokens_BS.to(self.device), use_cache=False).logits
-        return logits_BSV
+    def _forward(self, tokens_BS: torch.Tensor, keep: int) -> torch.Tensor:
+        some = {"logits_to_keep": keep} if self._keeps_some and keep < tokens_BS.shape[1] else {}
+        logits_BSV: torch.Tensor = self.model(input_ids=tokens_BS.to(self.device), use_cache=False, **some).logits
+        return logits_BSV[:, -keep:]
 
     def _resume(self, run: _Run) -> None:
         """Let one batch run to the next unit, or to its end."""
@@ -225,7 +241,7 @@ class StreamedModel:
             return
         num_bytes = 0
         for local, _ in list(unit.module.named_parameters()):
-            value = self._weights.read(f"{unit.path}.{local}").to(self.device, self.dtype)
+            value = self._weights.read(self._stored_name(f"{unit.path}.{local}")).to(self.device, self.dtype)
             meta.set_parameter(unit.module, local, value)
             num_bytes += value.nbytes
         unit.loaded, unit.kept = True, num_bytes <= self._keep_bytes
@@ -236,6 +252,11 @@ class StreamedModel:
             meta.empty(unit.module)
             unit.loaded = False
             give_back()
+
+    def _stored_name(self, name: str) -> str:
+        """How the weights call a parameter or buffer of the model."""
+        match = self._in_layer.match(name)
+        return f"{match[1]}.{int(match[2]) + self._first_layer}.{match[3]}" if match else name
 
     def _read_outside(self, layers_path: str) -> None:
         """Every parameter that is neither a layer's nor the head's; the embedding's table stays as it is stored."""
@@ -258,8 +279,9 @@ class StreamedModel:
         for path, module in self.model.named_modules():
             for local, buffer in module._buffers.items():
                 name = f"{path}.{local}" if path else local
-                if buffer is not None and name in persistent and self._weights.has(name):
-                    buffer = self._weights.read(name).to(buffer.dtype)
+                stored = self._stored_name(name)
+                if buffer is not None and name in persistent and self._weights.has(stored):
+                    buffer = self._weights.read(stored).to(buffer.dtype)
                 module._buffers[local] = buffer.to(self.device) if buffer is not None else None
 
 
