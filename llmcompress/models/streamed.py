@@ -37,6 +37,7 @@ from llmcompress.models import meta
 from llmcompress.models.activations import ActivationFile, Slot
 from llmcompress.models.blocks import decoder_layers, hidden_size
 from llmcompress.models.loading import best_device, compute_dtype
+from llmcompress.models.stream import coroutines
 
 KEEP_BYTES = 64 << 20
 """Of layers that stay in memory once they are read, so that small models are read once."""
@@ -166,8 +167,7 @@ class StreamedModel:
             yield from self._pass(batches[part], keep[part])
 
     def _pass(self, batches: Sequence[torch.Tensor], keep: Sequence[int]) -> Iterator[torch.Tensor]:
-        from greenlet import greenlet
-
+        greenlet, _ = coroutines()
         width = hidden_size(self.model)
         num_bytes = sum(batch.numel() for batch in batches) * width * self.dtype.itemsize
         file = ActivationFile(Path(tempfile.gettempdir())) if num_bytes > self._activation_bytes else None
@@ -204,8 +204,7 @@ class StreamedModel:
 
     def _resume(self, run: _Run) -> None:
         """Let one batch run to the next unit, or to its end."""
-        from greenlet import getcurrent
-
+        _, getcurrent = coroutines()
         with torch.inference_mode():
             run.fetch()
             before, self._parent = self._parent, getcurrent()

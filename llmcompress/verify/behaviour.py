@@ -95,7 +95,7 @@ def generation(folder: Path, seed: int, trust_remote_code: bool) -> Check:
 
 
 def sample_tokens(model: StreamedModel, seed: int) -> torch.Tensor:
-    """int64 [R, S]: a first token, and what `model` predicts after it, drawn with `seed`; see the module's docstring."""
+    """int64 [R, S]: a first token, and what `model` predicts after it, drawn with `seed` (module's docstring)."""
     config = model.config
     special = (special_token(config, name) for name in ("bos_token_id", "eos_token_id"))
     first = next((token for token in special if token is not None), 0)

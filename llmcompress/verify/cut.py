@@ -47,7 +47,8 @@ def cut(checkpoint: Checkpoint, out: Path, start: int, stop: int) -> None:
     from safetensors.torch import save_file
 
     path = layer_list(checkpoint)
-    depth = 1 + max(int(match["index"]) for name in checkpoint.stored if (match := _NUMBERED.match(name)) and match["list"] == path)  # fmt: skip
+    matches = filter(None, map(_NUMBERED.match, checkpoint.stored))
+    depth = 1 + max(int(match["index"]) for match in matches if match["list"] == path)
     config = cut_config(checkpoint.config, depth, start, stop, path)
     out.mkdir(parents=True)
     for code in checkpoint.folder.glob("*.py"):
