@@ -12,8 +12,8 @@
 
 What a user will run is the layout's own kernel, so that is measured wherever it is installed; a kernel is tried on a
 few tokens first, since some only fail in their first forward. Where it cannot be had, `auto` falls back to our own
-reading; where a model does not fit in memory, the caller may have it streamed. Which it was, and why, is in `Loaded` and from there in the report. A new engine is a class here and its place
-in `ENGINES`.
+reading; where a model does not fit in memory, the caller may have it streamed. Which it was, and why, is in `Loaded`
+and from there in the report. A new engine is a class here and its place in `ENGINES`.
 """
 
 from __future__ import annotations

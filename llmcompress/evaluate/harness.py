@@ -130,18 +130,30 @@ def run_task(task: ReadyTask, model: Any, tokenizer: Any, limit: int | None, bat
     from lm_eval.evaluator import evaluate
     from lm_eval.models.huggingface import HFLM
 
-    from llmcompress.evaluate.streamed_lm import StreamedLM
-
     with quiet("lm_eval", "datasets"), third_party(f"task {task.name}: cannot be run"), _templates(task.sandboxed):
         task.handle.set_fewshot_seed(seed=seed)
         if isinstance(model, StreamedModel):
-            language_model = StreamedLM(model, tokenizer, batch_size)
+            language_model = streamed_lm(model, tokenizer, batch_size)
         else:
             language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
         results = evaluate(
             lm=language_model, task_dict={"tasks": {task.name: task.handle}}, limit=limit, bootstrap_iters=0
         )
     return TaskRun(task=task.name, items=_items(results["samples"][task.name]))
+
+
+def streamed_lm(model: StreamedModel, tokenizer: Any, batch_size: int) -> Any:
+    """lm-eval's view of a streamed model: HFLM, with the requests of a task put through it in one pass."""
+    from lm_eval import utils
+    from lm_eval.models.huggingface import HFLM
+
+    from llmcompress.evaluate.streamed_lm import StreamedRequests
+
+    def windows(tokens: list[int], first: int, longest: int) -> Iterator[tuple[list[int], list[int]]]:
+        return map(utils.make_disjoint_window, utils.get_rolling_token_windows(tokens, first, longest, 1))
+
+    kind = type("StreamedLM", (StreamedRequests, HFLM), {"streamed": model, "windows": staticmethod(windows)})
+    return kind(pretrained=model.model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
 
 
 def refuse_generation(tasks: Iterable[ReadyTask]) -> None:

@@ -3,21 +3,19 @@
     requests ──> distinct inputs, longest first ──> batches ──┬─ layer 0, layer 1, … (models/streamed.py) ──┬─> scores
                  (choices of one token share one)             └─ every batch through a layer while it is there ┘
 
-Tokens, windows and scores are HFLM's own; what differs is the order of the work: HFLM puts one batch through all layers,
-here each layer sees all batches. The head computes the positions of continuations alone. Generation writes token by
-token, each of which would read the whole model: it is refused.
+Tokens, windows and scores are HFLM's own; what differs is the order of the work: HFLM puts one batch through all
+layers, here each layer sees all batches. The head computes the positions of continuations alone. Generation writes
+token by token, each of which would read the whole model: it is refused.
 
 Shapes: B rows of a batch, K last positions, V vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 import torch
-from lm_eval import utils
-from lm_eval.models.huggingface import HFLM
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate.text import rows_at_once
@@ -27,12 +25,19 @@ from llmcompress.models.tasks import CAUSAL
 NEEDS_MEMORY = "writes text token by token, which needs the whole model in memory, and this one is streamed"
 
 
-class StreamedLM(HFLM):
-    """Log-likelihoods by a streamed model, as HFLM gives them."""
+class StreamedRequests:
+    """What `harness.streamed_lm` puts before HFLM: log-likelihoods by a streamed model, as HFLM gives them.
 
-    def __init__(self, model: StreamedModel, tokenizer: Any, batch_size: int) -> None:
-        super().__init__(pretrained=model.model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
-        self._streamed = model
+    windows: lm-eval's cut of a text's tokens into (context, continuation), given the tokens, the first token and the
+    longest input.
+    """
+
+    streamed: StreamedModel
+    windows: Callable[[list[int], int, int], Iterable[tuple[list[int], list[int]]]]
+    max_length: int
+    batch_size: int
+    prefix_token_id: int
+    tok_encode: Callable[[str], list[int]]
 
     def _loglikelihood_tokens(
         self, requests: Sequence[tuple[Any, list[int], list[int]]], disable_tqdm: bool = False,
@@ -44,7 +49,7 @@ class StreamedLM(HFLM):
             tokens = (context + continuation)[-(self.max_length + 1) :][:-1]
             readers.setdefault(tuple(tokens), []).append(number)
         inputs = sorted(readers, key=lambda tokens: (-len(tokens), tokens))
-        vocabulary = CAUSAL.num_predicted(self._streamed.model)
+        vocabulary = CAUSAL.num_predicted(self.streamed.model)
         at_once = rows_at_once(int(self.batch_size), max(map(len, inputs), default=1), vocabulary)
         groups = [inputs[start : start + at_once] for start in range(0, len(inputs), at_once)]
         batches, keep = [], []
@@ -54,7 +59,7 @@ class StreamedLM(HFLM):
             starts = [len(tokens) - len(requests[number][2]) for tokens in group for number in readers[tokens]]
             keep.append(width - max(0, min(starts)))
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
-        for group, logits_BKV, num_kept in zip(groups, self._streamed.logits(batches, keep), keep, strict=True):
+        for group, logits_BKV, num_kept in zip(groups, self.streamed.logits(batches, keep), keep, strict=True):
             cut_off = len(group[0]) - num_kept
             for tokens, logits_KV in zip(group, logits_BKV, strict=True):
                 for number in readers[tokens]:
@@ -69,11 +74,8 @@ class StreamedLM(HFLM):
         owners: list[int] = []
         for number, request in enumerate(requests):
             (text,) = request.args
-            for window in utils.get_rolling_token_windows(
-                token_list=self.tok_encode(text), prefix_token=self.prefix_token_id, max_seq_len=self.max_length,
-                context_len=1,
-            ):  # fmt: skip
-                windows.append((None, *utils.make_disjoint_window(window)))
+            for context, continuation in self.windows(self.tok_encode(text), self.prefix_token_id, self.max_length):
+                windows.append((None, context, continuation))
                 owners.append(number)
         totals = [0.0] * len(requests)
         for owner, (score, _) in zip(owners, self._loglikelihood_tokens(windows), strict=True):

@@ -15,7 +15,7 @@ from llmcompress.config.recipe import Recipe
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
 from llmcompress.evaluate import engines
-from llmcompress.evaluate.streamed_lm import StreamedLM
+from llmcompress.evaluate.harness import streamed_lm
 from llmcompress.evaluate.text import compare_rows
 from llmcompress.models.streamed import stream_checkpoint
 from llmcompress.pipeline.run import run
@@ -37,7 +37,7 @@ def test_scores_are_those_of_the_harness_item_by_item(tmp_path: Path, name: str)
     tiny_models.save_tokenizer(folder)
     loaded = engines.load(folder)
     theirs = HFLM(pretrained=loaded.model, tokenizer=loaded.tokenizer, batch_size=3, backend="causal")
-    ours = StreamedLM(stream_checkpoint(Checkpoint.open(str(folder)), keep_bytes=0), loaded.tokenizer, 3)
+    ours = streamed_lm(stream_checkpoint(Checkpoint.open(str(folder)), keep_bytes=0), loaded.tokenizer, 3)
     for got, expected in zip(ours.loglikelihood(requests(PAIRS)), theirs.loglikelihood(requests(PAIRS)), strict=True):
         assert got[0] == pytest.approx(expected[0], abs=2e-4)
         assert got[1] == expected[1]
