@@ -20,9 +20,11 @@ from __future__ import annotations
 
 import ctypes
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
+from pathlib import Path
 from typing import Any
 
 M_MMAP_THRESHOLD = -3
@@ -90,3 +92,42 @@ def _of_c(name: str) -> Any:
         return getattr(ctypes.CDLL(None), name)
     except (AttributeError, OSError, TypeError):
         return None
+
+
+def available_bytes() -> int | None:
+    """What this process may still take: the least that the system, its control group and its own limit leave.
+
+    None where the system does not say.
+    """
+    left = [value for value in (_system_bytes(), _group_bytes(), _limit_bytes()) if value is not None]
+    return max(0, min(left)) if left else None
+
+
+def _system_bytes() -> int | None:
+    return _first_number(Path("/proc/meminfo"), r"MemAvailable:\s+(\d+) kB", 1024)
+
+
+def _group_bytes() -> int | None:
+    """Of the control group that a container gives (version 2)."""
+    folder = Path("/sys/fs/cgroup")
+    most, used = (_first_number(folder / name, r"^(\d+)$") for name in ("memory.max", "memory.current"))
+    return most - used if most is not None and used is not None else None
+
+
+def _limit_bytes() -> int | None:
+    """Of the address space, by `ulimit -v`."""
+    try:
+        import resource
+    except ImportError:  # not on this system
+        return None
+    most, _ = resource.getrlimit(resource.RLIMIT_AS)
+    used = _first_number(Path("/proc/self/status"), r"VmSize:\s+(\d+) kB", 1024)
+    return most - used if most != resource.RLIM_INFINITY and used is not None else None
+
+
+def _first_number(path: Path, pattern: str, unit: int = 1) -> int | None:
+    try:
+        match = re.search(pattern, path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    except OSError:
+        return None
+    return int(match[1]) * unit if match else None

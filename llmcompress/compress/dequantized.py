@@ -1,4 +1,4 @@
-"""Our own reader: a checkpoint that we wrote, as a plain dense transformers model.
+"""Our own reader: a checkpoint that we wrote, as a plain dense transformers model, whole or a layer at a time.
 
 It serves where an engine is not installed, and as the yardstick that an engine's own reading is held against.
 """
@@ -15,7 +15,9 @@ from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import FORMATS
 from llmcompress.formats.roundtrip import unpack_row
 from llmcompress.models import meta as skeleton
-from llmcompress.models.blocks import put_weight_OI
+from llmcompress.models.blocks import is_transposed, put_weight_OI
+from llmcompress.models.loading import best_device
+from llmcompress.models.streamed import KEEP_BYTES, CheckpointWeights, StreamedModel
 from llmcompress.report import PLAIN, RunReport
 
 
@@ -44,3 +46,41 @@ def load_dequantized(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Mod
             raise LLMCompressError(f"{folder}: no tensor for {name} {list(parameter.shape)}")
     model.tie_weights()  # type: ignore[operator]
     return model.eval()
+
+
+class DequantizedWeights:
+    """The weights of an output folder, those of quantized linears unpacked as they are read (`models.streamed`)."""
+
+    def __init__(self, checkpoint: Checkpoint, report: RunReport, model: nn.Module, dtype: torch.dtype) -> None:
+        assert report.output is not None
+        self._checkpoint, self._format, self._dtype = checkpoint, FORMATS.get(report.output.format), dtype
+        self._rows = {f"{row.name}.weight": row for row in report.linears if row.outcome != "skipped"}
+        self._transposed = {f"{path}.weight" for path, module in model.named_modules() if is_transposed(module)}
+        self._plain = CheckpointWeights(checkpoint, model)
+
+    def has(self, name: str) -> bool:
+        """See `Weights`."""
+        return name in self._rows or self._plain.has(name)
+
+    def read(self, name: str) -> torch.Tensor:
+        """See `Weights`."""
+        if name not in self._rows:
+            return self._plain.read(name)
+        dense_OI = unpack_row(self._checkpoint, self._rows[name], self._format).dequantize(self._dtype)
+        return dense_OI.t().contiguous() if name in self._transposed else dense_OI
+
+
+def stream_dequantized(folder: Path, dtype: torch.dtype = torch.float32, keep_bytes: int = KEEP_BYTES) -> StreamedModel:
+    """What `load_dequantized` loads, a layer at a time; of plain weights, those weights.
+
+    Raises: LLMCompressError when the folder has no report of ours, or a tensor is missing.
+    """
+    report, checkpoint = RunReport.load(folder), Checkpoint.open(folder)
+    if report.output is None:
+        raise LLMCompressError(f"{folder}: its report names no quantized checkpoint")
+    if report.output.format == PLAIN:
+        model = skeleton.build(checkpoint)
+        return StreamedModel(model, CheckpointWeights(checkpoint, model), best_device(), dtype, keep_bytes)
+    model = skeleton.build(checkpoint, quantized=True)
+    weights = DequantizedWeights(checkpoint, report, model, dtype)
+    return StreamedModel(model, weights, best_device(), dtype, keep_bytes)

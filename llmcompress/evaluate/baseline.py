@@ -23,6 +23,7 @@ from llmcompress.console import Progress
 from llmcompress.evaluate import engines
 from llmcompress.evaluate.harness import ReadyTask, TaskRun, run_task
 from llmcompress.evaluate.results import mismatch
+from llmcompress.evaluate.settings import EvaluateChoice
 from llmcompress.files import write_atomic
 from llmcompress.models.loading import best_device, compute_dtype
 
@@ -40,6 +41,7 @@ class Baseline:
     """One baseline checkpoint during one evaluation; `num_computed` counts the runs that the cache did not have.
 
     dtype: what it is computed in, that of the checkpoint it is compared with; None: see `loading.compute_dtype`.
+    streams: a layer at a time in any case, not only where it does not fit.
     """
 
     checkpoint: Checkpoint
@@ -48,6 +50,7 @@ class Baseline:
     batch_size: int
     seed: int
     dtype: torch.dtype | None = None
+    streams: bool = False
     loaded: engines.Loaded | None = None
     num_computed: int = 0
 
@@ -59,7 +62,9 @@ class Baseline:
         if self.loaded is None:
             self.progress.message(f"loading baseline {self.checkpoint.name}")
             trust = self.checkpoint.trust_remote_code
-            self.loaded = engines.load(self.checkpoint.folder, "auto", trust, self.dtype).guarded()
+            choice: EvaluateChoice = "stream" if self.streams else "auto"
+            loaded = engines.load(self.checkpoint.folder, choice, trust, self.dtype, streams=True)
+            self.loaded = loaded.guarded()
         return self.loaded
 
     def run(self, task: ReadyTask, limit: int | None, after: TaskRun) -> TaskRun:

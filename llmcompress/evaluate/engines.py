@@ -7,32 +7,41 @@
     Layout        compressed-tensors, bitsandbytes, gptq by transformers      native
                   and the layout's own package
     OwnReader     what llmcompress wrote, as dense weights                    dequantized
+    Stream        plain weights, or what llmcompress wrote, a decoder layer   plain or
+                  in memory at a time                                         dequantized
 
 What a user will run is the layout's own kernel, so that is measured wherever it is installed; a kernel is tried on a
 few tokens first, since some only fail in their first forward. Where it cannot be had, `auto` falls back to our own
-reading. Which it was, and why, is in `Loaded` and from there in the report. A new engine is a class here and its place
-in `ENGINES`.
+reading; where a model does not fit in memory, the caller may have it streamed. Which it was, and why, is in `Loaded`
+and from there in the report. A new engine is a class here and its place in `ENGINES`.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from importlib.util import find_spec
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from llmcompress.checkpoint.files import read_json
+from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.source import load_tokenizer
 from llmcompress.console import quiet
 from llmcompress.errors import LLMCompressError, third_party
 from llmcompress.evaluate import adapted
-from llmcompress.evaluate.settings import Choice
+from llmcompress.evaluate.settings import EvaluateChoice
 from llmcompress.formats.base import by_quant_method
+from llmcompress.memory import available_bytes
 from llmcompress.models import config as configs
 from llmcompress.models import loading
+from llmcompress.models.streamed import StreamedModel, stream_checkpoint
 from llmcompress.models.tasks import CAUSAL
 from llmcompress.models.vocabulary import guard_embedding, num_embeddings, tokenizer_place
+from llmcompress.report import RunReport, is_ours
+from llmcompress.report.numerals import size
 
 if TYPE_CHECKING:
     import torch
@@ -41,6 +50,8 @@ Kernels = Literal["plain", "native", "dequantized"]
 """Whose arithmetic a figure rests on: transformers on plain weights, the layout's own package, or our reading."""
 
 PROBE_TOKENS = 8
+ROOM_BYTES = 256 << 20
+"""Beside a model, for its activations and logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +89,8 @@ class Loaded:
     @property
     def note(self) -> str:
         """The same in a sentence."""
+        if self.streamed and self.kernels == "plain":
+            return f"plain weights, {self.reason}"
         if self.kernels == "dequantized":
             return f"our dequantized weights: {self.reason}"
         if self.kernels == "plain":
@@ -87,6 +100,11 @@ class Loaded:
         format = by_quant_method(str(self.layout))
         assert format is not None, "a layout whose kernels ran is a known one"
         return format.kernels
+
+    @property
+    def streamed(self) -> bool:
+        """Whether its decoder layers are read where they are reached, so that it cannot write text in useful time."""
+        return isinstance(self.model, StreamedModel)
 
     @property
     def num_logits(self) -> int:
@@ -100,6 +118,10 @@ class Loaded:
         with torch.inference_mode():
             logits_BSV: torch.Tensor = self.model(input_ids=tokens_BS.to(self.model.device), use_cache=False).logits
         return logits_BSV
+
+    def over(self, batches: Sequence[torch.Tensor]) -> Iterable[torch.Tensor]:
+        """Next-token logits [B, S, V] of each batch of tokens, in order, computed as they are asked for."""
+        return self.model.logits(batches) if self.streamed else map(self.logits, batches)
 
     def guarded(self) -> Loaded:
         """Itself, refusing from now on whatever token its embedding has no row for, by name."""
@@ -216,21 +238,61 @@ class OwnReader:
         return Loaded(model, tokenizer, folder, _versions("transformers"), "dequantized", quant_method(folder))
 
 
-ENGINES: dict[str, Engine] = {"adapter": Adapter(), "dense": Dense(), "native": Layout(), "dequantized": OwnReader()}
+class Stream:
+    """Our own reading, a decoder layer in memory at a time."""
+
+    def reads(self, folder: Path) -> bool:
+        """See `Engine`."""
+        return not adapted.is_adapter(folder) and (quant_method(folder) is None or is_ours(folder))
+
+    def unavailable(self, folder: Path) -> str | None:
+        """See `Engine`."""
+        return None if self.reads(folder) else "only plain weights and what llmcompress wrote can be streamed"
+
+    def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Loaded:
+        """See `Engine`."""
+        from llmcompress.compress.dequantized import stream_dequantized
+
+        method = quant_method(folder)
+        dtype = dtype or loading.compute_dtype(config_of(folder))
+        if method is None:
+            model = stream_checkpoint(Checkpoint.open(str(folder), trust_remote_code=trust_remote_code), dtype)
+        else:
+            model = stream_dequantized(folder, dtype)
+        engine = f"{_versions('transformers')}, layer by layer"
+        return Loaded(model, tokenizer, folder, engine, "plain" if method is None else "dequantized", method)
+
+
+ENGINES: dict[str, Engine] = {
+    "adapter": Adapter(), "dense": Dense(), "native": Layout(), "dequantized": OwnReader(), "stream": Stream(),
+}  # fmt: skip
 
 
 def load(
-    folder: Path, choice: Choice = "auto", trust_remote_code: bool = False, dtype: torch.dtype | None = None
+    folder: Path,
+    choice: EvaluateChoice = "auto",
+    trust_remote_code: bool = False,
+    dtype: torch.dtype | None = None,
+    streams: bool = False,
 ) -> Loaded:
     """The checkpoint in `folder` as a model in eval mode with its tokenizer; see the module's docstring.
 
     choice: `auto` prefers the layout's own kernels and says why where it could not have them, `native` insists on
-    them, `dequantized` takes our own reading of the weights. A plain checkpoint has one way and ignores it.
-    dtype: what it is computed in, where it is to be the same as another's; None: see `loading.compute_dtype`.
+    them, `dequantized` takes our own reading of the weights, `stream` the same a layer at a time. A plain checkpoint
+    knows the last of these alone. dtype: what it is computed in, where it is to be the same as another's; None: see
+    `loading.compute_dtype`. streams: whether `auto` streams what does not fit in memory.
 
-    Raises: LLMCompressError when the checkpoint or its tokenizer does not load, or `native` cannot be had.
+    Raises: LLMCompressError when the checkpoint or its tokenizer does not load, or `native` or `stream` cannot be had.
     """
     tokenizer = load_tokenizer(folder, trust_remote_code)
+    why = "asked for" if choice == "stream" else too_large(folder) if streams and choice == "auto" else None
+    if why is not None:
+        refusal = ENGINES["stream"].unavailable(folder)
+        if refusal is None:
+            streamed = ENGINES["stream"].load(folder, tokenizer, trust_remote_code, dtype)
+            return replace(streamed, reason=f"a decoder layer in memory at a time: {why}")
+        if choice == "stream":
+            raise LLMCompressError(f"{folder}: {refusal}", "use --engine auto")
     for name in ("adapter", "dense"):
         if ENGINES[name].reads(folder):
             return ENGINES[name].load(folder, tokenizer, trust_remote_code, dtype)
@@ -245,6 +307,24 @@ def load(
         raise LLMCompressError(f"{folder}: cannot be run by {method}'s own kernels: {reason}", "use --engine auto")
     loaded = ENGINES["dequantized"].load(folder, tokenizer, trust_remote_code, dtype)
     return Loaded(loaded.model, tokenizer, folder, loaded.engine, loaded.kernels, loaded.layout, reason)
+
+
+def too_large(folder: Path) -> str | None:
+    """Why a checkpoint does not fit in memory as a dense model, or None where it does or that cannot be told."""
+    import torch
+
+    if adapted.is_adapter(folder):
+        return None
+    stored = Checkpoint.open(str(folder), trust_remote_code=True).stored.values()  # headers alone are read
+    rows = RunReport.load(folder).linears if quant_method(folder) is not None and is_ours(folder) else []
+    packed = {row.tensor_prefix: prod(row.shape) for row in rows if row.outcome != "skipped"}
+    others = sum(prod(tensor.shape) for tensor in stored if tensor.name.rpartition(".")[0] not in packed)
+    needed = (others + sum(packed.values())) * loading.compute_dtype(config_of(folder)).itemsize
+    device = loading.best_device()
+    free = torch.cuda.mem_get_info(device)[0] if device.type == "cuda" else available_bytes()
+    if free is None or needed * 1.1 + ROOM_BYTES <= free:
+        return None
+    return f"the whole model takes {size(needed)}, and {size(free)} of memory are free"
 
 
 def unavailable(folder: Path) -> str | None:

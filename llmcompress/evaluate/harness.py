@@ -34,6 +34,7 @@ from llmcompress.errors import LLMCompressError, collected, raise_all, shown, th
 from llmcompress.evaluate import connection
 from llmcompress.evaluate.suite import TaskEntry, bundled_tasks
 from llmcompress.evaluate.task_files import FILE_READERS, TaskFile, TaskFiles, code_problems
+from llmcompress.models.streamed import StreamedModel
 from llmcompress.templates import Renderer
 
 REMOTE = ("https://", "hf://")
@@ -142,11 +143,40 @@ def run_task(task: ReadyTask, model: Any, tokenizer: Any, limit: int | None, bat
 
     with quiet("lm_eval", "datasets"), third_party(f"task {task.name}: cannot be run"), _templates(task.sandboxed):
         task.handle.set_fewshot_seed(seed=seed)
-        language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+        if isinstance(model, StreamedModel):
+            language_model = streamed_lm(model, tokenizer, batch_size)
+        else:
+            language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
         results = evaluate(
             lm=language_model, task_dict={"tasks": {task.name: task.handle}}, limit=limit, bootstrap_iters=0
         )
     return TaskRun(task=task.name, items=_items(results["samples"][task.name]))
+
+
+def streamed_lm(model: StreamedModel, tokenizer: Any, batch_size: int) -> Any:
+    """lm-eval's view of a streamed model: HFLM, with the requests of a task put through it in one pass."""
+    from lm_eval import utils
+    from lm_eval.models.huggingface import HFLM
+
+    from llmcompress.evaluate.streamed_lm import StreamedRequests
+
+    def windows(tokens: list[int], first: int, longest: int) -> Iterator[tuple[list[int], list[int]]]:
+        return map(utils.make_disjoint_window, utils.get_rolling_token_windows(tokens, first, longest, 1))
+
+    kind = type("StreamedLM", (StreamedRequests, HFLM), {"streamed": model, "windows": staticmethod(windows)})
+    return kind(pretrained=model.model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+
+
+def refuse_generation(tasks: Iterable[ReadyTask]) -> None:
+    """Raise for every task in which the model writes text, where it is streamed.
+
+    Raises: LLMCompressError naming each.
+    """
+    from llmcompress.evaluate.streamed_lm import NEEDS_MEMORY
+
+    hint = "leave it out of the suite, or evaluate where the model fits"
+    writing = [task.name for task in tasks if getattr(task.handle, "OUTPUT_TYPE", None) == "generate_until"]
+    raise_all([LLMCompressError(f"task {name}: {NEEDS_MEMORY}", hint) for name in writing])
 
 
 @contextmanager

@@ -10,6 +10,7 @@ from llmcompress.config.options import option
 from llmcompress.evaluate.suite import suite_names
 
 Choice = Literal["auto", "native", "dequantized"]
+EvaluateChoice = Literal["auto", "native", "dequantized", "stream"]
 
 
 class EvaluateSettings(BaseModel):
@@ -26,7 +27,9 @@ class EvaluateSettings(BaseModel):
     baseline: str | None = option(
         None, "Model to compare with: folder, Hub id or bundled/NAME. [default: what it was made from]", metavar="MODEL"
     )
-    engine: Choice = option("auto", "Backend; native: the format's own kernels.")
+    engine: EvaluateChoice = option(
+        "auto", "Backend; native: the format's own kernels; stream: a decoder layer in memory at a time."
+    )
     limit: int | None = option(
         None, "Items of a task and rows of a text at most. [default: as the suite]", metavar="N", ge=2
     )

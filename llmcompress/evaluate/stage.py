@@ -28,6 +28,7 @@ from llmcompress.evaluate.harness import (
     harness_version,
     item_texts,
     num_items,
+    refuse_generation,
     run_task,
 )
 from llmcompress.evaluate.provenance import Consent
@@ -74,9 +75,13 @@ def evaluate(
     consent = Consent(baseline.trust_remote_code, allow_pickle)
     overlaps = _overlaps(suite, tasks, checkpoint, settings, consent, progress)
     progress.message(f"loading {checkpoint}")
-    compressed = engines.load(checkpoint, settings.engine, baseline.trust_remote_code).guarded()
+    compressed = engines.load(checkpoint, settings.engine, baseline.trust_remote_code, streams=True).guarded()
+    if compressed.streamed:
+        refuse_generation(tasks.values())
     cache = BaselineCache(cache_folder(), progress.message)
-    base = Baseline(baseline, cache, progress, settings.batch_size, seed, compressed.model.dtype)
+    base = Baseline(
+        baseline, cache, progress, settings.batch_size, seed, compressed.model.dtype, settings.engine == "stream"
+    )
     task_rows = _evaluate_tasks(suite, tasks, compressed, base, settings.limit, samples_dir)
     text_rows = [_evaluate_text(entry, rows[entry.name], compressed, base) for entry in suite.texts]
     return Evaluation(
@@ -253,6 +258,6 @@ def _evaluate_text(entry: TextEntry, rows_NS: torch.Tensor, compressed: engines.
     widest = max(baseline.num_logits, compressed.num_logits)
     at_once = text.rows_at_once(base.batch_size, entry.seq_len, widest)
     with base.progress.step(f"held-out text {entry.name}", total=len(rows_NS)) as step:
-        figures = text.compare_rows(baseline.logits, compressed.logits, rows_NS, at_once, step.advance, entries)
+        figures = text.compare_rows(baseline.over, compressed.over, rows_NS, at_once, step.advance, entries)
     known = {"tokens_sha256": hashlib.sha256(rows_NS.numpy().tobytes()).hexdigest()}
     return results.text_result(entry, figures, base.seed, entries).model_copy(update=known)

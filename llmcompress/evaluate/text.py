@@ -11,7 +11,7 @@ Shapes: N rows, B rows of a batch, S tokens of a row, T tokens of a chunk, V voc
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -29,8 +29,8 @@ MIN_ROWS = 2
 """An interval over rows needs more than one."""
 LOGITS_BYTES = 512 << 20
 """Size of the float32 logits [B, S, V] of one model's batch, where more than one row would exceed it."""
-Forward = Callable[["torch.Tensor"], "torch.Tensor"]
-"""A model: tokens [B, S] -> next-token logits [B, S, V]."""
+Forward = Callable[[Sequence["torch.Tensor"]], Iterable["torch.Tensor"]]
+"""A model: batches of tokens [B, S] -> next-token logits [B, S, V] of each, computed as they are asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,16 +104,15 @@ def compare_rows(
     Raises: LLMCompressError when the vocabularies differ or a model gives logits that are not finite.
     """
     rows: list[Floats] = []
-    for start in range(0, len(tokens_NS), batch_size):
-        tokens_BS = tokens_NS[start : start + batch_size]
-        base_BSV = baseline(tokens_BS)[..., :entries]
-        comp_BSV = compressed(tokens_BS)[..., :entries]
+    batches = tokens_NS.split(batch_size)
+    for tokens_BS, base_BSV, comp_BSV in zip(batches, baseline(batches), compressed(batches), strict=True):
+        base_BSV, comp_BSV = base_BSV[..., :entries], comp_BSV[..., :entries]
         if base_BSV.shape != comp_BSV.shape:
             raise LLMCompressError(
                 f"the models have different vocabularies: {base_BSV.shape[-1]} entries and {comp_BSV.shape[-1]}"
             )
         for index, tokens_S in enumerate(tokens_BS):
-            rows.append(_row(base_BSV[index, :-1], comp_BSV[index, :-1], tokens_S[1:], start + index))
+            rows.append(_row(base_BSV[index, :-1], comp_BSV[index, :-1], tokens_S[1:], len(rows)))
         on_rows(len(tokens_BS))
     return TextFigures(_by_metric(np.array(rows)), tokens_NS.shape[1] - 1)
 

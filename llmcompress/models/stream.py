@@ -127,6 +127,13 @@ class _NotHandedOn(Exception):
     """A layer did not receive the very tensor that the one before it returned."""
 
 
+def coroutines() -> tuple[Any, Any]:
+    """(the class of a coroutine that can be suspended in any frame, the function that gives the one that runs)."""
+    from greenlet import getcurrent, greenlet
+
+    return greenlet, getcurrent
+
+
 def capture(model: nn.Module, layers: nn.ModuleList, tokens_BS: torch.Tensor, mask_BS: torch.Tensor) -> Calls:
     """Run the model up to its first layer and note the arguments of every layer's call.
 
@@ -217,8 +224,7 @@ class _Suspended:
     """Batches on their way through one layer, each held where its forward was paused (`greenlet`)."""
 
     def __init__(self, layer: nn.Module, index: int, calls: Sequence[Calls]) -> None:
-        from greenlet import getcurrent, greenlet
-
+        greenlet, getcurrent = coroutines()
         self._parent, self._calls = getcurrent(), calls
         self._workers = [greenlet(_forward(layer, index, call)) for call in calls]
         self._waiting: dict[int, tuple[str, torch.Tensor]] = {}

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ class Table:
         self.logits_VV = logits_VV
         self.seen: list[torch.Tensor] = []
 
-    def __call__(self, tokens_BS: torch.Tensor) -> torch.Tensor:
-        self.seen.append(tokens_BS)
-        return self.logits_VV[tokens_BS]
+    def __call__(self, batches: Sequence[torch.Tensor]) -> Iterator[torch.Tensor]:
+        for tokens_BS in batches:
+            self.seen.append(tokens_BS)
+            yield self.logits_VV[tokens_BS]
 
 
 class Words:

@@ -259,16 +259,51 @@ def test_what_a_check_does_not_expect_is_its_own_failure(folder: Path, monkeypat
 
 
 def test_a_source_that_does_not_load_leaves_the_rest_to_run(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from llmcompress.evaluate import engines
+    from llmcompress.verify import behaviour
 
-    load = engines.load
+    def refuse(source: Checkpoint) -> object:
+        raise LLMCompressError("no such architecture")
 
-    def refuse_the_source(path: Path, *how: object) -> object:
-        if path != folder:
-            raise LLMCompressError("no such architecture")
-        return load(path, *how)  # type: ignore[arg-type]
-
-    monkeypatch.setattr(engines, "load", refuse_the_source)
+    monkeypatch.setattr(behaviour, "stream_checkpoint", refuse)
     found = checked(folder)
     assert not failed(found) and not found["logits"].ran and found["generation"].ran
     assert "the source does not load: no such architecture" in found["logits"].detail
+
+
+@pytest.mark.parametrize("format", ["compressed_tensors", "bitsandbytes", "gptq"])
+def test_an_engine_is_given_a_large_checkpoint_in_cuts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, format: str
+) -> None:
+    from llmcompress.evaluate import engines
+    from llmcompress.verify import behaviour
+
+    config = tiny_models.configs()["mistral"]
+    config.num_hidden_layers = 5
+    source = tiny_models.save(tmp_path / "model", config, dtype=torch.bfloat16)
+    tiny_models.save_tokenizer(source)
+    quantize: dict[str, Any] = {"method": "rtn", "format": format}
+    quantize |= {"ignore": ["model.layers.3.mlp.up_proj"]} if format == "compressed_tensors" else {}
+    quantize |= {"scheme": "NF4"} if format == "bitsandbytes" else {"scheme": "W4A16", "group_size": 32}
+    recipe = {"model": str(source), "output": str(tmp_path / "out"), "stages": [{"quantize": quantize}]}
+    run(Recipe.of(recipe), Silent())
+    if engines.unavailable(tmp_path / "out") is not None:
+        pytest.skip("its engine is not installed")
+    monkeypatch.setattr(behaviour, "CUT_BYTES", 2 * 200_000)
+    checks = checked(tmp_path / "out")
+    assert not failed(checks)
+    assert "of layers 0-1, 2-3, 4 of 5" in checks["engine"].detail
+
+    if (
+        format == "compressed_tensors"
+    ):  # an engine that reads other scales than we do is seen in the cut that they are in
+        other = behaviour.cut
+
+        def damaged(checkpoint: Checkpoint, out: Path, start: int, stop: int) -> None:
+            other(checkpoint, out, start, stop)
+            tensors = load_file(out / "model.safetensors")
+            if start == 2:
+                tensors["model.layers.1.mlp.down_proj.weight_scale"] *= 2
+            save_file(tensors, out / "model.safetensors", metadata={"format": "pt"})
+
+        monkeypatch.setattr(behaviour, "cut", damaged)
+        assert failed(checked(tmp_path / "out")) == ["engine"]
