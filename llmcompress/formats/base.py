@@ -37,7 +37,8 @@ class Layout:
 
     schemes: scheme per compressed linear, in model order. skipped: linears left in full precision (module paths,
     `lm_head` included where the model has one). dtype: of the source's weights. method, knobs: how the values were
-    chosen; a format records those knobs that its config has a place for. version: of llmcompress.
+    chosen; a format records those knobs that its config has a place for. version: of llmcompress. dense_on_loading:
+    whether transformers is asked to make weights dense while loading, where a format's config has a word for that.
     """
 
     schemes: Mapping[str, Scheme]
@@ -46,6 +47,7 @@ class Layout:
     method: str
     knobs: Mapping[str, Any]
     version: str
+    dense_on_loading: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -151,7 +151,7 @@ class CompressedTensors:
             "ignore": list(layout.skipped),
         }
         symmetric = all(scheme.grid.symmetric for scheme in layout.schemes.values())
-        return config if symmetric else config | {"dequantize": True}
+        return config | {"dequantize": True} if layout.dense_on_loading or not symmetric else config
 
     def extra_files(self, layout: Layout) -> dict[str, str]:
         """None: engines read config.json."""

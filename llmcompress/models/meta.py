@@ -8,15 +8,16 @@ and each must have its tensor in the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError, third_party
-from llmcompress.models.config import is_tied
+from llmcompress.models.config import is_tied, text_config
 from llmcompress.models.loading import read_config
-from llmcompress.models.tasks import CAUSAL, Task
+from llmcompress.models.tasks import CAUSAL, Task, task_of_architectures
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -37,7 +38,9 @@ def build(checkpoint: Checkpoint, quantized: bool = False, task: Task = CAUSAL) 
         )
     trust = checkpoint.trust_remote_code
     config = read_config(checkpoint.folder, trust, checkpoint.name)
-    config.use_cache = False
+    if task is CAUSAL:
+        require_decoder(checkpoint.name, config)
+    text_config(config).use_cache = False
     if quantized and hasattr(config, "quantization_config"):
         del config.quantization_config
     hint = "decoder-only checkpoints that AutoModelForCausalLM loads can be quantized" if task is CAUSAL else None
@@ -45,8 +48,36 @@ def build(checkpoint: Checkpoint, quantized: bool = False, task: Task = CAUSAL) 
         third_party(f"{checkpoint.name}: not a {task.label} that transformers can build", hint),
         init_empty_weights(include_buffers=False),
     ):
-        model = task.transformers_class().from_config(config, dtype=torch.float32, trust_remote_code=trust)
+        model = task.from_config(config, dtype=torch.float32, trust_remote_code=trust)
     return model.eval()  # type: ignore[no-any-return]
+
+
+def require_decoder(name: str, config: Any) -> None:
+    """Raise unless a config is of a decoder-only language model, alone or in a wrapper. name: of the checkpoint.
+
+    Raises: LLMCompressError for an encoder-decoder and for an encoder, each by a line of its own.
+    """
+    declared = ", ".join(map(str, config.architectures or ())) or config.model_type
+    text = text_config(config)
+    if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
+        raise LLMCompressError(
+            f"{name}: {declared} is an encoder-decoder, whose decoder reads two inputs; decoder-only models are supported",
+            "give a checkpoint that continues text, such as a Llama or a Qwen",
+        )
+    task = task_of_architectures(config.architectures or ())
+    if (task is not None and task is not CAUSAL) or getattr(text, "is_decoder", None) is False and _encodes(text):
+        raise LLMCompressError(
+            f"{name}: {declared} is an encoder, which reads a text in both directions and writes none; decoder-only "
+            "models are supported",
+            "`llmcompress distill` makes encoders smaller",
+        )
+
+
+def _encodes(config: Any) -> bool:
+    """Whether transformers has a masked language model for such a config, so that without `is_decoder` it is one."""
+    from transformers import AutoModelForMaskedLM
+
+    return type(config) in AutoModelForMaskedLM._model_mapping
 
 
 def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
@@ -57,7 +88,8 @@ def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     missing: list[str] = []
-    tied, sources = tied_parameters(model), stored_names(model, checkpoint.stored)
+    sources = stored_names(model, checkpoint.stored)
+    tied = tied_parameters(model) - sources.keys()
     for name, parameter in model.named_parameters():
         tensor = sources.get(name)
         if tensor is None:
@@ -77,7 +109,7 @@ def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
             )
         names[name] = tensor
     missing = [name for name in missing if name not in tied]
-    experts = [name for name in missing if "expert" in name]
+    experts = [name for name in missing if "expert" in name or "moe" in name]
     if experts:
         raise LLMCompressError(
             f"{checkpoint.name}: {checkpoint.config.get('model_type')} fuses its experts while loading "
