@@ -100,7 +100,7 @@ def _layout(chosen: Targets, settings: QuantizeSettings, report: RunReport) -> L
     method, method_settings = settings.solver()
     return Layout(
         schemes={target.name: target.scheme for target in chosen.targets},
-        skipped=tuple(linear.name for linear, _ in chosen.skipped if linear.tensor),
+        skipped=tuple(linear.name for linear, _ in chosen.skipped if linear.module_class or linear.tensor),
         dtype=torch_dtype(chosen.targets[0].dtype),
         method=method.name,
         knobs=method_settings.model_dump(),

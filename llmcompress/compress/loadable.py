@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, fields, replace
 
@@ -15,7 +16,7 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.compress.targets import Linear, Targets
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.formats.base import FORMATS, Format, Layout
-from llmcompress.models.dry_build import DryBuild, dry_build
+from llmcompress.models.dry_build import DryBuild, dry_build, dtype_clash
 
 
 def loadable(
@@ -45,11 +46,24 @@ def loadable(
             if isinstance(again, DryBuild) and again.problem() is None:
                 layout, built = dense, again
         problem = built.problem() if isinstance(built, DryBuild) else None
+        if not problem and format.keeps_dtypes and (clash := dtype_clash(source, list(layout.schemes))):
+            problems.append(
+                LLMCompressError(
+                    f"format {format.name}: it is loaded in the dtypes of the files, and in those of {source.name} "
+                    f"({_dtypes(source)}) the model does not run ({clash})",
+                    "save it in one dtype first: AutoModelForCausalLM.from_pretrained(…, dtype=…).save_pretrained(…)",
+                )
+            )
         if problem:
             hint = f"write {' or '.join(_others(source, chosen, layout, format))}" if len(formats) == 1 else None
             problems.append(LLMCompressError(f"format {format.name}: {problem}", hint))
     raise_all(problems)
     return chosen, layout
+
+
+def _dtypes(source: Checkpoint) -> str:
+    counts = Counter(source.dtype(name) for name in source.stored)
+    return ", ".join(f"{count} tensors {dtype}" for dtype, count in counts.most_common())
 
 
 def _built(source: Checkpoint, format: Format, chosen: Targets, layout: Layout) -> DryBuild | str:

@@ -62,6 +62,7 @@ class BitsAndBytes:
     packages = (Package("bitsandbytes", "bitsandbytes"),)
     kernels = "the engine's own kernels on the packed weights"
     module_classes = frozenset({"Linear", "Conv1D"})
+    keeps_dtypes = True
     marker = _STATE
     groups: tuple[str, int] | None = None
 

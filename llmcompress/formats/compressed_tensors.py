@@ -53,6 +53,7 @@ class CompressedTensors:
     packages = (Package("compressed_tensors", "compressed-tensors"),)
     kernels = "read by the engine's own code, which unpacks to dense weights where it has no kernel"
     module_classes = frozenset({"Linear"})
+    keeps_dtypes = False
     marker = "weight_packed"
     groups: tuple[str, int] | None = ("weight_scale", 1)
 

@@ -62,6 +62,7 @@ class Gptq:
     packages = (Package("optimum", "optimum"), Package("gptqmodel", "GPTQModel"))
     kernels = "the engine's own kernels on the packed weights"
     module_classes = frozenset({"Linear", "Conv1D"})
+    keeps_dtypes = False
     marker = "qweight"
     groups: tuple[str, int] | None = ("scales", 0)
 

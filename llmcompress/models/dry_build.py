@@ -17,6 +17,7 @@ import copy
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -24,6 +25,7 @@ import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
+from llmcompress.checkpoint.safetensors import dtype_name, torch_dtype
 from llmcompress.console import quiet
 from llmcompress.models import meta
 from llmcompress.models.blocks import is_transposed
@@ -103,6 +105,60 @@ def dry_build(
     replaced = frozenset(name for name in linears if _packed(model.get_submodule(name), before[name]))
     dense = bool(declared.get("dequantize"))
     return DryBuild(type(model).__name__, packed, None if dense else replaced, missing, failures)
+
+
+def dtype_clash(checkpoint: Checkpoint, packed: Collection[str]) -> str | None:
+    """What goes wrong in the forward pass when every plain tensor keeps the dtype that it has in the files, or None.
+
+    So bitsandbytes' checkpoints are loaded: `dtype` is not applied. Plain ones are cast as a whole, which is why a
+    checkpoint of several dtypes may run and its NF4 not. packed: linears whose output has the dtype of their input.
+    The pass is without numbers; a model that cannot run so in one dtype either tells nothing.
+    """
+    names = {checkpoint.dtype(name) for name in checkpoint.stored}
+    if len(names & set(meta.FLOATS)) < 2:
+        return None
+    model = meta.build(checkpoint)
+    for path in packed:
+        module = model.get_submodule(path)
+        module.forward = partial(_shaped, _out_features(module))  # type: ignore[method-assign]
+    strict = (nn.Linear, nn.LayerNorm, nn.modules.conv._ConvNd)
+    for path, module in model.named_modules():
+        if (isinstance(module, strict) or is_transposed(module)) and path not in packed:
+            module.register_forward_pre_hook(partial(_need_dtype, path))
+    sources = meta.stored_names(model, checkpoint.stored)
+    tokens = torch.ones(1, 8, dtype=torch.long, device="meta")
+    inputs = {"input_ids": tokens, "attention_mask": tokens}
+    failures: list[str | None] = []
+    for own in (False, True):
+        for name, parameter in list(model.named_parameters()):
+            dtype = torch_dtype(checkpoint.dtype(sources[name])) if own and name in sources else torch.bfloat16
+            meta.set_parameter(model, name, torch.empty_like(parameter, dtype=dtype, device="meta"))
+        model.tie_weights()  # type: ignore[operator]
+        try:
+            with quiet("transformers"), torch.no_grad():
+                model.set_attn_implementation("eager")  # type: ignore[operator] # the others look at the mask's values
+                model.to("meta")(**inputs, use_cache=False)
+            failures.append(None)
+        except Exception as error:  # a model's own code
+            failures.append(_said(error))
+    alike, mixed = failures
+    return mixed if alike is None else None
+
+
+def _out_features(module: nn.Module) -> int:
+    """out_features of a linear."""
+    return int(module.nf) if is_transposed(module) else int(module.out_features)  # type: ignore[arg-type]
+
+
+def _need_dtype(path: str, module: nn.Module, args: tuple[torch.Tensor, ...]) -> None:
+    """What torch asks where there are numbers: input and weight of one dtype."""
+    weight = module._parameters["weight"]
+    if weight is not None and args and args[0].dtype != weight.dtype:
+        raise TypeError(f"{path} is {dtype_name(weight.dtype)} and reads {dtype_name(args[0].dtype)}")
+
+
+def _shaped(out_features: int, x: torch.Tensor) -> torch.Tensor:
+    return x.new_empty((*x.shape[:-1], out_features))
 
 
 def _packed(module: nn.Module, before: nn.Module) -> bool:

@@ -17,7 +17,7 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError, third_party
 from llmcompress.models.config import is_tied, text_config
 from llmcompress.models.loading import read_config
-from llmcompress.models.tasks import CAUSAL, Task, task_of_architectures
+from llmcompress.models.tasks import CAUSAL, Task
 
 FLOATS = ("F64", "F32", "F16", "BF16")
 
@@ -64,8 +64,7 @@ def require_decoder(name: str, config: Any) -> None:
             f"{name}: {declared} is an encoder-decoder, whose decoder reads two inputs; decoder-only models are supported",
             "give a checkpoint that continues text, such as a Llama or a Qwen",
         )
-    task = task_of_architectures(config.architectures or ())
-    if (task is not None and task is not CAUSAL) or getattr(text, "is_decoder", None) is False and _encodes(text):
+    if _encodes(text) and not getattr(text, "is_decoder", False):
         raise LLMCompressError(
             f"{name}: {declared} is an encoder, which reads a text in both directions and writes none; decoder-only "
             "models are supported",
@@ -90,10 +89,11 @@ def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     missing: list[str] = []
     sources = stored_names(model, checkpoint.stored)
     tied = tied_parameters(model) - sources.keys()
-    for name, parameter in model.named_parameters():
+    alone = {name for name, _ in model.named_parameters()}  # one name of parameters that share a tensor
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         tensor = sources.get(name)
         if tensor is None:
-            missing.append(name)
+            missing += [name] if name in alone else []
             continue
         stored = checkpoint.stored[tensor]
         if stored.shape != tuple(parameter.shape):
@@ -149,6 +149,15 @@ def tied_parameters(model: nn.Module) -> set[str]:
         tied |= {name for name, module in model.named_modules() if module is head}
         tied = {name if name.endswith(".weight") else f"{name}.weight" for name in tied}
     return tied
+
+
+def tie(model: nn.Module, lacking: Collection[str]) -> None:
+    """Let parameters share tensors as from_pretrained would: only where one has none of its own, or an equal one.
+
+    A config may say that the output is tied while the files hold a head that differs; it then has a weight of its own.
+    lacking: parameters that no tensor was read for.
+    """
+    model.tie_weights(missing_keys=set(lacking), recompute_mapping=False)  # type: ignore[operator]
 
 
 def fill(
