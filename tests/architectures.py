@@ -47,11 +47,11 @@ SIZES: dict[int, tuple[str, ...]] = {
         "shared_expert_intermediate_size", "moe_shared_expert_intermediate_size", "decay_low_rank_dim", "gate_low_rank_dim",
         "hidden_size_per_layer_input", "altup_num_inputs_", "chunk_size", "mamba_chunk_size", "attention_chunk_size",
         "local_attention", "moe_latent_size", "linear_key_dim", "index_head_dim", "o_lora_rank", "num_mel_bins",
-        "a_low_rank_dim", "v_low_rank_dim", "image_size", "image_seq_length", "sample_size",
+        "time_step_rank", "a_low_rank_dim", "v_low_rank_dim", "image_size", "image_seq_length", "sample_size",
     ),
     16: (
         "head_dim", "v_head_dim", "mamba_d_state", "state_size", "linear_key_head_dim", "linear_value_head_dim", "d_kv",
-        "mamba_head_dim", "mamba_headdim", "rotary_dim", "global_head_dim", "ssm_state_size", "time_step_rank", "mamba_d_head",
+        "mamba_head_dim", "mamba_headdim", "rotary_dim", "global_head_dim", "ssm_state_size", "mamba_d_head",
         "index_topk", "key_head_dim", "swa_head_dim", "patch_size",
     ),
     8: ("qk_rope_head_dim", "qk_nope_head_dim", "n_groups_", "mm_tokens_per_image", "num_position_embeddings_"),
@@ -195,6 +195,13 @@ def _randomize(model: Any) -> None:
                 parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.02)
 
 
+def config_of(folder: Path) -> Any:
+    """transformers' config of a folder."""
+    from transformers import AutoConfig
+
+    return AutoConfig.from_pretrained(folder)
+
+
 def logits_of(model: Any) -> torch.Tensor:
     """float32 logits of sixteen tokens."""
     tokens = torch.randint(3, 90, (1, 16), generator=torch.Generator().manual_seed(1))
@@ -232,15 +239,15 @@ def attempt(model_type: str, folder: Path) -> Trial:
         return Trial(model_type, name, kind, "not built", f"save_pretrained: {_line(error)}")
     settings = QuantizeSettings(method="rtn", group_size=32, format=["compressed_tensors"])
     try:
-        report = quantize(
-            Checkpoint.open(source), out, settings, seed=0, key="", report=_report(), progress=Silent()
+        made = quantize(
+            Checkpoint.open(source), out, settings, seed=0, key="", report=report(), progress=Silent()
         )
     except LLMCompressError as error:
         assert not out.exists()
         return Trial(model_type, name, kind, "refused", error.message.replace(f"{source}: ", ""))
     except Exception as error:
         return Trial(model_type, name, kind, "traceback", _line(error))
-    count = sum(row.outcome == "quantized" for row in report.linears)
+    count = sum(row.outcome == "quantized" for row in made.linears)
     checked = check(out, CheckSettings(engine="transformers"))[0].loads
     try:
         loaded, info = type(model).from_pretrained(out, output_loading_info=True, dtype=torch.float32)
@@ -266,7 +273,8 @@ def attempt_and_clean(model_type: str, folder: Path) -> Trial:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _report() -> RunReport:
+def report() -> RunReport:
+    """An empty report."""
     return RunReport(created="2026-01-01T00:00:00+00:00", recipe={}, seed=0, environment=environment.describe())
 
 

@@ -63,6 +63,7 @@ class BitsAndBytes:
     kernels = "the engine's own kernels on the packed weights"
     module_classes = frozenset({"Linear", "Conv1D"})
     keeps_dtypes = True
+    float16_scales = False
     marker = _STATE
     groups: tuple[str, int] | None = None
 

@@ -54,6 +54,7 @@ class CompressedTensors:
     kernels = "read by the engine's own code, which unpacks to dense weights where it has no kernel"
     module_classes = frozenset({"Linear"})
     keeps_dtypes = False
+    float16_scales = False
     marker = "weight_packed"
     groups: tuple[str, int] | None = ("weight_scale", 1)
 

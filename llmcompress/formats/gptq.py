@@ -63,6 +63,7 @@ class Gptq:
     kernels = "the engine's own kernels on the packed weights"
     module_classes = frozenset({"Linear", "Conv1D"})
     keeps_dtypes = False
+    float16_scales = True
     marker = "qweight"
     groups: tuple[str, int] | None = ("scales", 0)
 

@@ -131,14 +131,15 @@ class CausalLM(_LanguageModel):
     generates = True
 
     def transformers_class(self, config: Any = None) -> Any:
-        """The auto class; for a wrapper around a language model, the class that config.json declares.
+        """The auto class; for what it has no entry for, and for every wrapper, the class that config.json declares.
 
         AutoModelForCausalLM has no entry for most wrappers, and for some it gives their text part alone: the names of
         its modules are then not those that engines see, which load what is declared.
         """
         import transformers
 
-        if config is not None and text_config(config) is not config:
+        known = transformers.AutoModelForCausalLM._model_mapping
+        if config is not None and (text_config(config) is not config or type(config) not in known):
             declared = (getattr(transformers, str(name), None) for name in config.architectures or ())
             generating = (each for each in declared if isinstance(each, type))
             for each in generating:
