@@ -30,7 +30,6 @@ from llmcompress.models.blocks import put_weight_OI, weight_OI
 from llmcompress.models.meta import set_parameter
 from llmcompress.report import LinearRow
 
-
 TINY_SCALE = 16 * SMALLEST_SCALE
 """Below it float16 has so few bits left that a layer of such scales is better solved with another exponent."""
 
@@ -46,8 +45,8 @@ class LayerSolver:
     """Quantizes the targets of one layer as they fall due; collects weights and rows.
 
     masks: per batch, bool [B, S] with False on padding, or None where every token is real. device, dtype: of the
-    forward pass. float16_scales: whether a layout that is written holds no others. needs: the statistics to accumulate. read: a target's weight, as it is stored. world: the processes
-    that share the work.
+    forward pass. needs: the statistics to accumulate. read: a target's weight, as it is stored. world: the processes
+    that share the work. float16_scales: whether a layout that is written holds no others.
     """
 
     layer: nn.Module

@@ -1,9 +1,9 @@
 """Whether plain transformers will load what is about to be written, asked before any work.
 
-    chosen linears ──> config of each format ──> dry build (models/dry_build.py) ──┬─> loads
-           ^                                                                       ├─> does not replace some linears:
-           └────────────── those stay, with the reason ────────────────────────────┘   they are left out
-                           weights made dense on loading (compressed-tensors) <────┴─> fails in the model's own class
+chosen linears ──> config of each format ──> dry build (models/dry_build.py) ──┬─> loads
+       ^                                                                       ├─> does not replace some linears:
+       └────────────── those stay, with the reason ────────────────────────────┘   they are left out
+                       weights made dense on loading (compressed-tensors) <────┴─> fails in the model's own class
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ def loadable(
             continue  # said by the caller, all formats together
         built = _built(source, format, chosen, layout)
         if isinstance(built, DryBuild) and built.problem() and 0 < len(built.not_replaced) < len(chosen.targets):
-            chosen = _without(chosen, built.not_replaced, f"transformers' quantizer for {format.name} does not replace it")
+            chosen = _without(
+                chosen, built.not_replaced, f"transformers' quantizer for {format.name} does not replace it"
+            )
             layout = replace(describe(chosen), dense_on_loading=layout.dense_on_loading)
             built = _built(source, format, chosen, layout)
         if isinstance(built, DryBuild) and built.failures:

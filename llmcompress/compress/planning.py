@@ -6,8 +6,8 @@
 
 The decoder layers are the numbered modules (`model.layers.3.`) that hold most of the parameters, towers of a wrapper
 (`visual`, `vision_tower`, `audio_tower` …) and prediction heads (`mtp`) left out; their linears are the two-dimensional
-tensors called `weight` below them. Mask buffers, convolutions and gates are none. The run itself asks the model; here the
-names have to do.
+tensors called `weight` below them. Mask buffers, convolutions and gates are none. The run itself asks the model; here
+the names have to do.
 
 Units: bytes, seconds, bits.
 """

@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from llmcompress.models.blocks import DecoderLayers
 
 OUTSIDE = "outside the decoder layers"
+NARROW = 32
+"""Linears of fewer in_features that no group fits (coefficients of AltUp, time steps) are not worth an error."""
 UNREAD = "stored beside the language model, which does not read it"
 
 
@@ -164,6 +166,13 @@ def choose(
             skipped.append((linear, "not among those to include"))
         else:
             scheme = next((scheme for pattern, scheme in overrides if fnmatchcase(linear.name, pattern)), default)
+            if (
+                linear.in_features < NARROW
+                and scheme.weights
+                and linear.in_features % scheme.weights.group_width(linear.in_features)
+            ):
+                skipped.append((linear, f"too narrow for a group: {linear.in_features} in_features"))
+                continue
             targets.append(Target(**asdict(linear), scheme=scheme))
     raise_all(_pattern_problems(settings, linears, [linear for linear, _ in kept]))
     if not targets:

@@ -5,9 +5,9 @@
                                AdaLoRA: PATH.lora_A, .lora_B, .lora_E, cut to the rank of each linear
                                modules_to_save: base_model.model.PATH.weight, whole
 
-PEFT wraps what it touches, and some of the wrappers' names end in the file: PATH.base_layer.weight is the weight below a
-LoRA (kept for an output head, whose vocabulary may have been resized), PATH.modules_to_save.NAME.weight the trained copy
-of a whole module, PATH.original_module.weight what that copy was made from.
+PEFT wraps what it touches, and some of the wrappers' names end in the file: PATH.base_layer.weight is the weight below
+a LoRA (kept for an output head, whose vocabulary may have been resized), PATH.modules_to_save.NAME.weight the trained
+copy of a whole module, PATH.original_module.weight what that copy was made from.
 
 Read with our own reader, a tensor at a time, so that an adapter takes no more memory than its largest linear. What a
 config may ask for beyond this is refused by name: a merge that left something out would look like a success.

@@ -106,7 +106,7 @@ class MergePlan:
         return merged_OI.to(self.target.dtype(linear))
 
     def base(self, linear: Linear, onto: str) -> torch.Tensor:
-        """What updates are added to [O, I], float32: the checkpoint's weight, or the one that an adapter brings along."""
+        """What updates are added to [O, I], float32: the checkpoint's weight, or one that an adapter brings along."""
         for adapter in self.adapters:
             if tensor := adapter.bases.get(f"{linear.name}.weight"):
                 value = adapter.stored[tensor].load().float()

@@ -84,8 +84,8 @@ def measure_merge(plan: MergePlan, merged: Path, scratch: Path, part: Merge, see
 def peft_check(plan: MergePlan, merged: Path, seed: int) -> Check:
     """Logits of the whole merged model against those of PEFT on the base, on tokens drawn at random.
 
-    Linears are compared one by one while they are merged; this sees what no linear shows: a tie, a replaced embedding, a
-    name that was taken for another. Only for a base in full precision, where both are the same model up to rounding.
+    Linears are compared one by one while they are merged; this sees what no linear shows: a tie, a replaced embedding,
+    a name that was taken for another. Only for a base in full precision, where both are the same model up to rounding.
     """
     name = "merged logits"
     if plan.target.plan.nf4:

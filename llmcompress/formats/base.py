@@ -86,9 +86,10 @@ class Format(Protocol):
     readers: engines that load it, each with what that rests on: "tested" (our tests load it there) or "by its source"
     (its loader accepts the layout as written). quant_method: as config.json's quantization_config names it. packages:
     what transformers needs beside itself. kernels: what its loader computes with, one line. module_classes: the modules
-    that its loader replaces. keeps_dtypes: whether transformers loads plain tensors of such a checkpoint in the dtypes of
-    the files, whatever it is asked for. float16_scales: whether scales are float16 whatever dtype the source has. marker: the local tensor by which a header shows a packed linear. groups: the local tensor
-    and the axis along which groups are counted, or None.
+    that its loader replaces. keeps_dtypes: whether transformers loads plain tensors of such a checkpoint in the dtypes
+    of the files, whatever it is asked for. float16_scales: whether scales are float16 whatever dtype the source has.
+    marker: the local tensor by which a header shows a packed linear. groups: the local tensor and the axis along which
+    groups are counted, or None.
     """
 
     name: str

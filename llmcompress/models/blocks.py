@@ -1,8 +1,8 @@
 """Where the decoder layers and their linears are, found in the model and not in a table of architectures.
 
 The decoder layers are the module list that holds most of the language model's parameters; a linear is an `nn.Linear`,
-or GPT-2's `Conv1D`, which stores the transpose. "Decoder layer" and "block" are one thing; an encoder's layers are found
-the same way.
+or GPT-2's `Conv1D`, which stores the transpose. "Decoder layer" and "block" are one thing; an encoder's layers are
+found the same way.
 
 A wrapper (vision-language, audio) holds its language model beside towers and projectors. The language model is the
 smallest part that has both the token embedding and a list of layers:

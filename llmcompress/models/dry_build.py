@@ -30,7 +30,6 @@ from llmcompress.console import quiet
 from llmcompress.models import meta
 from llmcompress.models.blocks import is_transposed
 
-
 NEEDS = {"compressed-tensors": "compressed_tensors", "bitsandbytes": "bitsandbytes", "gptq": "optimum"}
 """quant_method -> the package without which transformers' quantizer cannot be made."""
 
@@ -61,7 +60,9 @@ class DryBuild:
             where = f" ({path}: {failure})" if path else f" ({failure})"
             return f"transformers' {self.model} fails while it is loaded with packed linears{where}"
         if self.not_replaced:
-            return f"transformers does not replace {_first_of(self.not_replaced)} of {self.model}, so nothing reads its codes"
+            return (
+                f"transformers does not replace {_first_of(self.not_replaced)} of {self.model}: nothing reads its codes"
+            )
         surplus = sorted((self.replaced or frozenset()) - self.packed)
         if surplus:
             return f"transformers takes {_first_of(surplus)} of {self.model} for packed, and it is stored as it was"
@@ -89,7 +90,9 @@ def dry_build(
     model = meta.build(checkpoint, quantized=True)
     before = dict(model.named_modules())
     linears = [name for name, module in before.items() if isinstance(module, nn.Linear) or is_transposed(module)]
-    packed = frozenset(name.removesuffix(".weight") for name in meta.stored_names(model, [f"{s}.weight" for s in stems]))
+    packed = frozenset(
+        name.removesuffix(".weight") for name in meta.stored_names(model, [f"{s}.weight" for s in stems])
+    )
     sources = meta.stored_names(model, kept)
     needed = {name for name, _ in model.named_parameters()} - {f"{name}.weight" for name in packed}
     missing = frozenset(needed - sources.keys() - meta.tied_parameters(model))
@@ -99,7 +102,7 @@ def dry_build(
             quantizer = AutoHfQuantizer.from_config(copy.deepcopy(dict(declared)), pre_quantized=True)
             quantizer.validate_environment(device_map={"": "cpu"})
             quantizer.preprocess_model(model, dtype=torch.bfloat16, device_map={"": "cpu"}, checkpoint_files=[])
-        except Exception as error:  # whatever a quantizer raises
+        except Exception as error:  # noqa: BLE001 - whatever a quantizer raises
             return DryBuild(type(model).__name__, packed, None, missing, {"": _said(error)})
         failures = {path: said for path, said in _initialized(model).items() if path not in own}
     replaced = frozenset(name for name in linears if _packed(model.get_submodule(name), before[name]))
@@ -139,7 +142,7 @@ def dtype_clash(checkpoint: Checkpoint, packed: Collection[str]) -> str | None:
                 model.set_attn_implementation("eager")  # type: ignore[operator] # the others look at the mask's values
                 model.to("meta")(**inputs, use_cache=False)
             failures.append(None)
-        except Exception as error:  # a model's own code
+        except Exception as error:  # noqa: BLE001 - a model's own code
             failures.append(_said(error))
     alike, mixed = failures
     return mixed if alike is None else None
@@ -178,7 +181,7 @@ def _initialized(model: nn.Module) -> dict[str, str]:
         for path, module in model.named_modules():
             try:
                 model._init_weights(module)  # type: ignore[operator]
-            except Exception as error:  # remote code as well
+            except Exception as error:  # noqa: BLE001 - remote code as well
                 failures[path] = _said(error)
     return failures
 

@@ -61,7 +61,8 @@ def require_decoder(name: str, config: Any) -> None:
     text = text_config(config)
     if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
         raise LLMCompressError(
-            f"{name}: {declared} is an encoder-decoder, whose decoder reads two inputs; decoder-only models are supported",
+            f"{name}: {declared} is an encoder-decoder, whose decoder reads two inputs; decoder-only models are "
+            "supported",
             "give a checkpoint that continues text, such as a Llama or a Qwen",
         )
     if _encodes(text) and not getattr(text, "is_decoder", False):

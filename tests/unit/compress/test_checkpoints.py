@@ -71,7 +71,9 @@ def test_of_a_wrapper_the_language_part_is_quantized_and_all_else_named(
     assert linears - set(done) <= left
     assert {"mtp.layers.0.mlp.gate_proj", "mtp.layers.0.mlp.up_proj"} <= left
     before, after = Checkpoint.open(wrapper), Checkpoint.open(tmp_path / "out")
-    assert all(torch.equal(before.tensor(n), after.tensor(n)) for n in before.stored if n.startswith(("mtp.", "model.visual")))
+    assert all(
+        torch.equal(before.tensor(n), after.tensor(n)) for n in before.stored if n.startswith(("mtp.", "model.visual"))
+    )
     assert (tmp_path / "out" / "preprocessor_config.json").is_file()
     assert check(tmp_path / "out", CheckSettings(engine="transformers"))[0].loads
 

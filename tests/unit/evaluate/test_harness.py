@@ -68,7 +68,7 @@ def test_what_needs_a_token_that_nobody_names_is_one_line(loaded: Loaded, monkey
     bare.bos_token = bare.eos_token = None
     assert _language_model(loaded.model, bare, 1).eot_token_id == loaded.model.config.eos_token_id
     monkeypatch.setattr(loaded.model.config, "eos_token_id", None)
-    with pytest.raises(LLMCompressError, match="has no eos_token, nor does config.json name one"):
+    with pytest.raises(LLMCompressError, match=r"has no eos_token, nor does config.json name one"):
         _ = _language_model(loaded.model, bare, 1).eot_token_id
 
 

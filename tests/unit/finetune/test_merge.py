@@ -255,7 +255,7 @@ def test_an_adapter_of_a_resized_vocabulary_is_merged_where_the_hint_was_followe
         r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False, modules_to_save=["embed_tokens"]
     )
     adapter = save_adapter(tmp_path / "trained on", tmp_path / "adapter", config)
-    with pytest.raises(LLMCompressError, match="is .104, 64. there and .96, 64.") as caught:
+    with pytest.raises(LLMCompressError, match=r"is .104, 64. there and .96, 64.") as caught:
         merge(model, tmp_path / "out", adapter)
     assert "resized" in "".join(caught.value.lines())
     torch.manual_seed(9)  # whoever follows the hint has other values in the new rows
@@ -274,7 +274,7 @@ def test_a_replaced_embedding_that_the_output_shares_is_refused_whatever_it_is_c
         r=4, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False, modules_to_save=["wte"]
     )
     adapter = save_adapter(model, tmp_path / "adapter", config)
-    with pytest.raises(LLMCompressError, match="transformer.wte.weight, which .* shares with its output"):
+    with pytest.raises(LLMCompressError, match=r"transformer.wte.weight, which .* shares with its output"):
         merge(model, tmp_path / "out", adapter)
 
 
