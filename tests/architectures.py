@@ -83,6 +83,7 @@ VARIANTS: tuple[dict[str, Any], ...] = (
     {"num_key_value_heads": 1},
     {"hidden_size": 256, "head_dim": 64},
     {"hidden_size": 256, "head_dim": 64, "num_hidden_layers": 4},
+    {"hidden_size": 512, "head_dim": 128},
 )
 OWN: dict[str, dict[str, Any]] = {
     "recurrent_gemma": {"block_types": ["recurrent", "attention"]},
@@ -92,6 +93,10 @@ OWN: dict[str, dict[str, Any]] = {
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 8, "mamba_headdim": 16},
     "zamba": {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 2},
     "lfm2": {"full_attn_idxs": [1]},
+    "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
+    "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 16},
+    "deepseek_v2": {"num_experts_per_tok": 2},
+    "dots1": {"num_experts_per_tok": 2, "n_routed_experts": 4},
     "opt": {"word_embed_proj_dim": 64},
 }
 """What the names of fields do not tell, by model type."""

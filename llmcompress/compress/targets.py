@@ -131,7 +131,8 @@ def model_kept(
         for local, (shape, reason) in unpackable(layer).items():
             name = f"{layers.name(index)}.{local}"
             kept.append((Linear(name, names.get(f"{name}.weight", ""), index, local, *_flat(shape), "", ""), reason))
-    read = {tensor for name, tensor in stored_names(model, stored).items() if name in model.state_dict()}
+    parameters = model.state_dict()
+    read = {tensor for name, tensor in stored_names(model, stored).items() if name in parameters}
     for name, tensor in stored.items():
         if len(tensor.shape) == 2 and name.endswith(".weight") and name not in read:
             stem = name.removesuffix(".weight")
