@@ -61,7 +61,8 @@ def wrapper(tmp_path: Path) -> Path:
 def test_of_a_wrapper_the_language_part_is_quantized_and_all_else_named(
     scheme: str, format: str, key: str, wrapper: Path, tmp_path: Path
 ) -> None:
-    report = go(wrapper, tmp_path / "out", scheme=scheme, format=[format])
+    ignore = ["*.in_proj_[ab]"] if format == "bitsandbytes" else []  # four rows, which its kernel has no block for
+    report = go(wrapper, tmp_path / "out", scheme=scheme, format=[format], ignore=ignore)
     done = [row.name for row in report.linears if row.outcome == "quantized"]
     assert done and all(name.startswith("model.language_model.layers.") for name in done)
     left = set(declared(tmp_path / "out")[key])
