@@ -92,6 +92,7 @@ OWN: dict[str, dict[str, Any]] = {
     "gpt_neo": {"attention_types": [[["global", "local"], 1]]},
     "zamba2": {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 8, "mamba_headdim": 16},
     "zamba": {"layers_block_type": ["mamba", "hybrid"], "n_mamba_heads": 2},
+    "mamba2": {"num_heads": 8, "head_dim": 16},
     "lfm2": {"full_attn_idxs": [1]},
     "falcon_h1": {"mamba_d_ssm": 64, "mamba_n_heads": 4, "mamba_d_head": 16},
     "granitemoehybrid": {"layer_types": ["mamba", "attention"], "mamba_n_heads": 8, "mamba_d_head": 16},
@@ -155,14 +156,14 @@ def tiny_config(kind: type, model_type: str, changes: dict[str, Any]) -> Any:
     return kind(**{name: value for name, value in given.items() if value is not None})
 
 
-def model_class(model_type: str) -> type:
+def model_class(model_type: str) -> Any:
     """transformers' class for the type: the causal language model's, for wrappers their own."""
     import transformers
     from transformers.models.auto import modeling_auto as auto
 
     names = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES | auto.MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     name = auto.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES.get(model_type) or names[model_type]
-    return getattr(transformers, name if isinstance(name, str) else name[0])  # type: ignore[no-any-return]
+    return getattr(transformers, name if isinstance(name, str) else name[0])
 
 
 def build(model_type: str) -> Any:

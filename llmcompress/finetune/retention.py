@@ -93,9 +93,9 @@ def peft_check(plan: MergePlan, merged: Path, seed: int) -> Check:
     generator = torch.Generator().manual_seed(seed)
     try:
         with third_party("the two cannot be compared"):
-            logits = []
+            logits: list[torch.Tensor] = []
             for make in (lambda: trained_model(plan), lambda: load_base(Checkpoint.open(merged), BasePlan(False))):
-                model = make()
+                model: Any = make()
                 if not logits:
                     tokens_BS = torch.randint(num_embeddings(model), (2, 32), generator=generator)
                 with torch.inference_mode():

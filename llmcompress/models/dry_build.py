@@ -123,7 +123,7 @@ def dtype_clash(checkpoint: Checkpoint, packed: Collection[str]) -> str | None:
     model = meta.build(checkpoint)
     for path in packed:
         module = model.get_submodule(path)
-        module.forward = partial(_shaped, _out_features(module))  # type: ignore[method-assign]
+        module.forward = partial(_shaped, _out_features(module))
     strict = (nn.Linear, nn.LayerNorm, nn.modules.conv._ConvNd)
     for path, module in model.named_modules():
         if (isinstance(module, strict) or is_transposed(module)) and path not in packed:

@@ -25,7 +25,7 @@ from tests import architectures, tiny_models
 
 
 def go(source: Path, out: Path, **settings: Any) -> RunReport:
-    chosen = {"method": "rtn", "group_size": 32, "format": ["compressed_tensors"]} | settings
+    chosen: dict[str, Any] = {"method": "rtn", "group_size": 32, "format": ["compressed_tensors"]} | settings
     if chosen.get("scheme", "W4A16").startswith("NF4"):
         del chosen["group_size"]
     report = architectures.report()
@@ -99,7 +99,7 @@ def test_include_narrows_and_does_not_reach_outside_the_layers(wrapper: Path, tm
 def test_an_encoder_decoder_is_refused_in_a_line_of_its_own(tmp_path: Path) -> None:
     import transformers
 
-    shape = {"vocab_size": 96, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
+    shape: dict[str, Any] = {"vocab_size": 96, "d_model": 64, "d_kv": 16, "d_ff": 128, "num_layers": 2, "num_heads": 4}
     transformers.T5ForConditionalGeneration(transformers.T5Config(**shape)).save_pretrained(tmp_path / "t5")
     with pytest.raises(LLMCompressError, match="T5ForConditionalGeneration is an encoder-decoder"):
         go(tmp_path / "t5", tmp_path / "out")
