@@ -20,6 +20,7 @@ REWRITTEN = ("config.json", "model.safetensors.index.json", "pytorch_model.bin.i
 CARD_KEYS = ("license", "license_name", "license_link", "language", "pipeline_tag")
 MAX_CARD_BYTES = 4 << 20
 MAX_FRONT_MATTER_BYTES = 64 << 10
+SENTENCEPIECE = ("tokenizer.model", "spiece.model", "sentencepiece.bpe.model", "spm.model")
 
 
 def load_tokenizer(source: Checkpoint | Path, trust_remote_code: bool = False) -> Any:
@@ -34,9 +35,10 @@ def load_tokenizer(source: Checkpoint | Path, trust_remote_code: bool = False) -
     folder, name = (source, str(source)) if isinstance(source, Path) else (source.folder, source.name)
     trust = trust_remote_code if isinstance(source, Path) else source.trust_remote_code
     missing = [module for module in ("sentencepiece", "google.protobuf") if not _installed(module)]
-    if missing and (folder / "tokenizer.model").is_file() and not (folder / "tokenizer.json").is_file():
+    pieces = next((each for each in SENTENCEPIECE if (folder / each).is_file()), None)
+    if missing and pieces and not (folder / "tokenizer.json").is_file():
         raise LLMCompressError(
-            f"{name}: its tokenizer is a SentencePiece file (tokenizer.model, no tokenizer.json), "
+            f"{name}: its tokenizer is a SentencePiece file ({pieces}, no tokenizer.json), "
             f"and {' and '.join(missing)} cannot be imported",
             "pip install sentencepiece protobuf",
         )

@@ -7,26 +7,37 @@ sweep. A weight is in memory from when it is its turn until the text has gone th
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import groupby
 
 import torch
 from torch import nn
 
+from llmcompress.compress.grid import SMALLEST_SCALE
 from llmcompress.compress.methods.base import METHODS, HessianSettings, LinearMethod, MethodSettings, Need
 from llmcompress.compress.selection import Choice, best, candidates
 from llmcompress.compress.stacking import solve_rows
 from llmcompress.compress.statistics import Statistics, StatisticsSums, relative_error
 from llmcompress.compress.targets import Target
 from llmcompress.compress.timing import Ledger
-from llmcompress.compress.weight import CompressedWeight
+from llmcompress.compress.weight import CompressedWeight, QuantizedWeight
 from llmcompress.distributed import ProcessLostError, World
 from llmcompress.errors import LLMCompressError
 from llmcompress.memory import give_back
 from llmcompress.models.blocks import put_weight_OI, weight_OI
 from llmcompress.models.meta import set_parameter
 from llmcompress.report import LinearRow
+
+TINY_SCALE = 16 * SMALLEST_SCALE
+"""Below it float16 has so few bits left that a layer of such scales is better solved with another exponent."""
+
+
+def scaled(weight: CompressedWeight, power: int) -> CompressedWeight:
+    """The weight times a power of two: the same codes, its scales with another exponent."""
+    assert isinstance(weight, QuantizedWeight) and weight.nested is None
+    return replace(weight, scale_OG=weight.scale_OG * 2.0**power)
 
 
 @dataclass
@@ -35,7 +46,7 @@ class LayerSolver:
 
     masks: per batch, bool [B, S] with False on padding, or None where every token is real. device, dtype: of the
     forward pass. needs: the statistics to accumulate. read: a target's weight, as it is stored. world: the processes
-    that share the work.
+    that share the work. float16_scales: whether a layout that is written holds no others.
     """
 
     layer: nn.Module
@@ -52,6 +63,7 @@ class LayerSolver:
     read: Callable[[Target], torch.Tensor]
     ledger: Ledger
     world: World
+    float16_scales: bool = False
     weights: dict[str, CompressedWeight] = field(default_factory=dict)
     rows: list[LinearRow] = field(default_factory=list)
     _sums: StatisticsSums | None = None
@@ -126,7 +138,13 @@ class LayerSolver:
         try:
             if method.needs and (seen is None or seen.num_tokens == 0):
                 raise LLMCompressError("no calibration token reached it", "use more or other calibration text")
-            solved = solve_rows(whole_OI, sizes, lambda rows_OI: self._solved(rows_OI, first, seen), self.world, depend)
+            power = self._power(whole_OI, first)
+            solved = solve_rows(
+                whole_OI * 2.0**power if power else whole_OI, sizes,
+                lambda rows_OI: self._solved(rows_OI, first, seen), self.world, depend,
+            )  # fmt: skip
+            if power:
+                solved = [[scaled(version, -power) for version in versions] for versions in solved]
         except ProcessLostError:
             raise
         except LLMCompressError as error:
@@ -139,6 +157,29 @@ class LayerSolver:
         for name, original_OI, versions in zip(names, whole_OI.split(sizes), solved, strict=True):
             choice = best(original_OI, versions, seen) if seen else Choice(versions[0])
             self._keep(name, original_OI, choice, method.name, reason, seen)
+
+    def _power(self, weight_OI: torch.Tensor, target: Target) -> int:
+        """The power of two that weights are multiplied by while they are solved for, and their scales divided by after.
+
+        Scales are rounded to what is both a float16 and a number of the file's dtype, and the least float16 is 6e-8;
+        where every scale lies below, those of the file's dtype are wanted, which shifting the exponent gives exactly.
+
+        Raises: LLMCompressError where the scales cannot but be float16 and all codes would be zero.
+        """
+        weights = target.scheme.weights
+        largest = float(weight_OI.abs().max())
+        if weights is None or weights.codebook or largest == 0 or 2 * largest / weights.num_codes >= TINY_SCALE:
+            return 0
+        if not self.float16_scales and self.scale_dtype != torch.float16:
+            return -math.frexp(largest)[1]
+        if largest < SMALLEST_SCALE / 2:
+            raise LLMCompressError(
+                f"its weights reach {largest:.2g}, and the least scale that float16 holds is {SMALLEST_SCALE:.2g}: all "
+                "would be rounded to zero",
+                "write compressed_tensors from a bfloat16 or float32 checkpoint, or leave it as it is: "
+                f"--ignore {target.name!r}",
+            )
+        return 0
 
     def _solved(self, weight_OI: torch.Tensor, target: Target, seen: Statistics | None) -> list[CompressedWeight]:
         """The method's solution for some rows, and what was made of it where there is a Hessian to judge by."""

@@ -33,7 +33,8 @@ def load_dequantized(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Mod
     model = skeleton.build(checkpoint, quantized=format is not None)
     rows = {row.name: row for row in report.linears if row.outcome != "skipped"}
     sources = skeleton.stored_names(model, checkpoint.stored)
-    for name, parameter in list(model.named_parameters()):
+    lacking, alone = set(), {name for name, _ in model.named_parameters()}
+    for name, parameter in list(model.named_parameters(remove_duplicate=False)):
         path, _, leaf = name.rpartition(".")
         if format is not None and path in rows and leaf == "weight":
             dense_OI = unpack_row(checkpoint, rows[path], format).dequantize(dtype)
@@ -42,9 +43,11 @@ def load_dequantized(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Mod
         stored = sources.get(name)
         if stored is not None:
             skeleton.set_parameter(model, name, checkpoint.tensor(stored).to(dtype))
-        elif name not in skeleton.tied_parameters(model):
+        elif name in alone - skeleton.tied_parameters(model):
             raise LLMCompressError(f"{folder}: no tensor for {name} {list(parameter.shape)}")
-    model.tie_weights()  # type: ignore[operator]
+        else:
+            lacking.add(name)
+    skeleton.tie(model, lacking)
     return model.eval()
 
 

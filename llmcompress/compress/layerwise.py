@@ -19,10 +19,11 @@ from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import torch_dtype
 from llmcompress.compress.assemble import assemble, describe_source
 from llmcompress.compress.footprint import Footprint, footprint
+from llmcompress.compress.loadable import loadable
 from llmcompress.compress.loop import LayerLoop
 from llmcompress.compress.methods.base import LinearMethod
 from llmcompress.compress.settings import QuantizeSettings
-from llmcompress.compress.targets import Targets, choose, model_linears
+from llmcompress.compress.targets import Targets, choose, model_kept, model_linears
 from llmcompress.compress.timing import Ledger
 from llmcompress.compress.tuning import tuned_layers
 from llmcompress.compress.workspace import Workspace
@@ -34,6 +35,7 @@ from llmcompress.formats.base import FORMATS, Format, Layout
 from llmcompress.memory import large_blocks_mapped
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import decoder_layers, hidden_size
+from llmcompress.models.config import text_config
 from llmcompress.report import LinearRow, Profile, RunReport, Tuning
 
 
@@ -51,19 +53,13 @@ def quantize(
     Raises: LLMCompressError for anything a user can mend; the output is then not there, the finished layers are kept.
     """
     formats = [FORMATS.get(name) for name in settings.formats()]
-    method, method_settings = settings.solver()
+    method, _ = settings.solver()
     model = skeleton.build(source)
     layers = decoder_layers(model)
     names = skeleton.tensor_names(model, source)
-    chosen = choose(model_linears(model, layers, names, source.dtype), settings, formats, source.name)
-    layout = Layout(
-        schemes={target.name: target.scheme for target in chosen.targets},
-        skipped=tuple(linear.name for linear, _ in chosen.skipped),
-        dtype=torch_dtype(chosen.targets[0].dtype),
-        method=method.name,
-        knobs=method_settings.model_dump(),
-        version=report.environment.llmcompress,
-    )
+    kept = model_kept(model, layers, names, source.stored)
+    chosen = choose(model_linears(model, layers, names, source.dtype), settings, formats, source.name, kept)
+    chosen, layout = loadable(source, chosen, formats, lambda chosen: _layout(chosen, settings, report))
     refusals = [(format, format.refuses_layout(layout)) for format in formats]
     raise_all([LLMCompressError(f"format {format.name}: {reason}") for format, reason in refusals if reason])
     calibration = _calibration(source, settings, method, seed, model, calibration)
@@ -99,6 +95,19 @@ def quantize(
     return report
 
 
+def _layout(chosen: Targets, settings: QuantizeSettings, report: RunReport) -> Layout:
+    """What the formats are told of the whole checkpoint."""
+    method, method_settings = settings.solver()
+    return Layout(
+        schemes={target.name: target.scheme for target in chosen.targets},
+        skipped=tuple(linear.name for linear, _ in chosen.skipped if linear.module_class or linear.tensor),
+        dtype=torch_dtype(chosen.targets[0].dtype),
+        method=method.name,
+        knobs=method_settings.model_dump(),
+        version=report.environment.llmcompress,
+    )
+
+
 def _calibration(
     source: Checkpoint, settings: QuantizeSettings, method: LinearMethod, seed: int, model: nn.Module,
     given: CalibrationSet | None,
@@ -129,7 +138,7 @@ def _calibration(
         num_samples=settings.num_samples,
         seq_len=settings.seq_len,
         seed=seed,
-        max_positions=getattr(model.config, "max_position_embeddings", None),
+        max_positions=getattr(text_config(model.config), "max_position_embeddings", None),
     )
 
 

@@ -161,6 +161,7 @@ class LayerLoop:
             layer, targets, masks, self.method, self.method_settings, self.settings.on_failure,
             self.settings.refine_sweeps, self.method.needs | shift, self.dtype, self.device, self.compute,
             lambda target: self.reader.tensor(target.tensor), self.ledger, self.world,
+            any(format.float16_scales for format in self.formats),
         )  # fmt: skip
         with self.ledger.of("reading"):
             self._fill(index, targets, ahead=True)

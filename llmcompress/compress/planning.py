@@ -4,8 +4,10 @@
                      │                                       └─> Hessian, layer, linear ──> peak memory
                      └─> what is left alone, and why
 
-The decoder layers are the numbered modules (`model.layers.3.`) that hold most of the parameters; their linears are the
-two-dimensional tensors called `weight` below them. The run itself asks the model; here the names have to do.
+The decoder layers are the numbered modules (`model.layers.3.`) that hold most of the parameters, towers of a wrapper
+(`visual`, `vision_tower`, `audio_tower` …) and prediction heads (`mtp`) left out; their linears are the two-dimensional
+tensors called `weight` below them. Mask buffers, convolutions and gates are none. The run itself asks the model; here
+the names have to do.
 
 Units: bytes, seconds, bits.
 """
@@ -25,10 +27,14 @@ from llmcompress.compress.settings import QuantizeSettings
 from llmcompress.compress.targets import Linear, Target, choose
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import FORMATS, Format
+from llmcompress.models.config import hidden_size
 
 IMPORTS_BYTES = 600 << 20
 """Resident memory of Python with torch, transformers and the compiled loops, before any work."""
 NUMBERED = re.compile(r"^(?P<list>.*?)\.(?P<index>\d+)\.(?P<local>.+)$")
+BESIDE = re.compile(r"(^|[._])(vision|visual|audio|image|vit|tower|mtp|multi_modal_projector|speech)")
+"""Paths of what lies beside the language model."""
+EXPERTS = re.compile(r"\.experts?\.|\.(block_sparse_)?moe\.")
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
@@ -100,23 +106,23 @@ def plan_quantization(
 def header_linears(checkpoint: Checkpoint) -> list[Linear]:
     """The linears that the headers speak of, those of the decoder layers first: two-dimensional tensors named `weight`.
 
-    Raises: LLMCompressError when there are no numbered layers, or one holds several matrices in one tensor.
+    Raises: LLMCompressError when there are no numbered layers, or one is of a mixture of experts.
     """
     if "quantization_config" in checkpoint.config:
         raise LLMCompressError(f"{checkpoint.name}: is quantized already", "start from the full-precision checkpoint")
     lists: dict[str, int] = {}
     for stored in checkpoint.stored.values():
-        if match := NUMBERED.match(stored.name):
+        if (match := NUMBERED.match(stored.name)) and stored.dtype in FLOATS and not BESIDE.search(match["list"]):
             lists[match["list"]] = lists.get(match["list"], 0) + prod(stored.shape)
     if not lists:
         raise LLMCompressError(f"{checkpoint.name}: no tensor is of a numbered decoder layer")
     path = max(lists, key=lambda name: (lists[name], -len(name)))
-    module_class = "Conv1D" if checkpoint.config.get("model_type") == "gpt2" else "Linear"
+    module_class = "Conv1D" if checkpoint.config.get("model_type") in ("gpt2", "openai-gpt") else "Linear"
     inside, outside = [], []
     for stored in checkpoint.stored.values():
         match = NUMBERED.match(stored.name)
         layer = int(match["index"]) if match and match["list"] == path else None
-        if layer is not None and (".experts." in stored.name or (len(stored.shape) > 2 and "conv" not in stored.name)):
+        if layer is not None and EXPERTS.search(stored.name):
             raise LLMCompressError(
                 f"{checkpoint.name}: {stored.name} is of a mixture of experts, which is not supported"
             )
@@ -168,5 +174,4 @@ def flops(linear: Linear, num_tokens: int) -> float:
 
 
 def _hidden(checkpoint: Checkpoint) -> int:
-    config: dict[str, Any] = checkpoint.config
-    return int(config.get("hidden_size") or config.get("n_embd") or 0)
+    return hidden_size(checkpoint.config) or 0

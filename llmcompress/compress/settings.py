@@ -58,6 +58,10 @@ class QuantizeSettings(BaseModel):
         [], "Linears to leave in full precision, by path (shell wildcards); repeatable.",
         group=SCHEME, metavar="PATTERN",
     )  # fmt: skip
+    include: list[str] = option(
+        [], "Linears of the decoder layers to compress, by path; the others stay; repeatable. [default: all]",
+        group=SCHEME, metavar="PATTERN",
+    )  # fmt: skip
 
     method: str = option("gptq", "Algorithm that chooses the codes.", group=METHOD, choices=METHODS.names)
     method_settings: Annotated[dict[str, Any], BeforeValidator(pairs)] = option(

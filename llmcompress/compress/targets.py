@@ -13,6 +13,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
+from math import prod
 from typing import TYPE_CHECKING
 
 from llmcompress.compress.scheme import Scheme, unserved
@@ -24,9 +25,13 @@ from llmcompress.report import LinearRow
 if TYPE_CHECKING:
     from torch import nn
 
+    from llmcompress.checkpoint.safetensors import StoredTensor
     from llmcompress.models.blocks import DecoderLayers
 
 OUTSIDE = "outside the decoder layers"
+NARROW = 32
+"""Linears of fewer in_features that no group fits (coefficients of AltUp, time steps) are not worth an error."""
+UNREAD = "stored beside the language model, which does not read it"
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,10 +115,41 @@ def model_linears(
     return inside + outside
 
 
+def model_kept(
+    model: nn.Module, layers: DecoderLayers, names: Mapping[str, str], stored: Mapping[str, StoredTensor]
+) -> list[tuple[Linear, str]]:
+    """What stays as it is whatever is asked for, with the reason: matrices that are no linear's, and stored ones that
+    the model does not read (heads that predict several tokens, layers beyond those configured).
+
+    names: parameter -> tensor in the checkpoint. stored: the checkpoint's tensors, some of which no parameter reads.
+    """
+    from llmcompress.models.blocks import unpackable
+    from llmcompress.models.meta import stored_names
+
+    kept = []
+    for index, layer in enumerate(layers.layers):
+        for local, (shape, reason) in unpackable(layer).items():
+            name = f"{layers.name(index)}.{local}"
+            kept.append((Linear(name, names.get(f"{name}.weight", ""), index, local, *_flat(shape), "", ""), reason))
+    parameters = model.state_dict()
+    read = {tensor for name, tensor in stored_names(model, stored).items() if name in parameters}
+    for name, tensor in stored.items():
+        if len(tensor.shape) == 2 and name.endswith(".weight") and name not in read:
+            stem = name.removesuffix(".weight")
+            kept.append((Linear(stem, name, None, stem, *_flat(tensor.shape), "", tensor.dtype), UNREAD))
+    return kept
+
+
+def _flat(shape: Sequence[int]) -> tuple[int, int]:
+    """A tensor's shape as that of a matrix: its first dimension, and all others."""
+    return shape[0], prod(shape[1:])
+
+
 def choose(
-    linears: Sequence[Linear], settings: QuantizeSettings, formats: Sequence[Format], model_name: str
-) -> Targets:
-    """Decide over every linear.
+    linears: Sequence[Linear], settings: QuantizeSettings, formats: Sequence[Format], model_name: str,
+    kept: Sequence[tuple[Linear, str]] = (),
+) -> Targets:  # fmt: skip
+    """Decide over every linear. kept: what stays in any case, and why.
 
     Raises: LLMCompressError, all problems together: a pattern that matches nothing, a scheme that the method does not
     serve, a group size that does not divide a width, a linear that a requested layout cannot hold.
@@ -127,27 +163,44 @@ def choose(
             skipped.append((linear, OUTSIDE))
         elif any(fnmatchcase(linear.name, pattern) for pattern in settings.ignore):
             skipped.append((linear, "ignored on request"))
+        elif settings.include and not any(fnmatchcase(linear.name, pattern) for pattern in settings.include):
+            skipped.append((linear, "not among those to include"))
         else:
             scheme = next((scheme for pattern, scheme in overrides if fnmatchcase(linear.name, pattern)), default)
+            if (
+                linear.in_features < NARROW
+                and scheme.weights
+                and linear.in_features % scheme.weights.group_width(linear.in_features)
+            ):
+                skipped.append((linear, f"too narrow for a group: {linear.in_features} in_features"))
+                continue
             targets.append(Target(**asdict(linear), scheme=scheme))
-    raise_all(_pattern_problems(settings, [linear.name for linear in linears]))
+    raise_all(_pattern_problems(settings, linears, [linear for linear, _ in kept]))
     if not targets:
         raise LLMCompressError(f"{model_name}: no linear is left to quantize", "drop some of the --ignore patterns")
     raise_all(_method_problems(settings, {target.scheme: target for target in targets}))
     raise_all(_group_problems(targets) or _format_problems(targets, formats))
-    return Targets(tuple(targets), tuple(skipped))
+    return Targets(tuple(targets), (*skipped, *kept))
 
 
-def _pattern_problems(settings: QuantizeSettings, names: Sequence[str]) -> list[LLMCompressError]:
-    patterns = [("ignore", pattern) for pattern in settings.ignore]
-    patterns += [("override", override.pattern) for override in settings.overrides]
-    return [
-        LLMCompressError(
-            f"{kind} pattern {pattern!r} matches no linear", f"linears are called like {min(names)}; * stands for any"
-        )
-        for kind, pattern in patterns
-        if not any(fnmatchcase(name, pattern) for name in names)
-    ]
+def _pattern_problems(
+    settings: QuantizeSettings, linears: Sequence[Linear], kept: Sequence[Linear]
+) -> list[LLMCompressError]:
+    """Patterns that match nothing; of those that only widen, patterns that match nothing inside the decoder layers."""
+    inside = [linear.name for linear in linears if linear.layer is not None]
+    every = [linear.name for linear in [*linears, *kept]]
+    patterns = [("ignore", pattern, every) for pattern in settings.ignore]
+    patterns += [("include", pattern, inside) for pattern in settings.include]
+    patterns += [("override", override.pattern, inside) for override in settings.overrides]
+    problems = []
+    for kind, pattern, names in patterns:
+        if any(fnmatchcase(name, pattern) for name in names):
+            continue
+        elsewhere = any(fnmatchcase(name, pattern) for name in every)
+        where = " of a decoder layer, and only those are quantized" if elsewhere else ""
+        hint = f"linears are called like {min(inside or every)}; * stands for any"
+        problems.append(LLMCompressError(f"{kind} pattern {pattern!r} matches no linear{where}", hint))
+    return problems
 
 
 def _method_problems(settings: QuantizeSettings, schemes: Mapping[Scheme, Target]) -> list[LLMCompressError]:

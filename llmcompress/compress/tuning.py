@@ -125,7 +125,8 @@ def _dense(source: Checkpoint) -> nn.Module:
     names = skeleton.tensor_names(model, source)
     for name, tensor in names.items():
         skeleton.set_parameter(model, name, source.tensor(tensor).to(torch.float32))
-    model.tie_weights()  # type: ignore[operator]
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    skeleton.tie(model, every - names.keys())
     return model.requires_grad_(False)
 
 

@@ -34,6 +34,7 @@ from torch import nn
 from llmcompress.distill.layer_map import evenly
 from llmcompress.errors import LLMCompressError, raise_all
 from llmcompress.models.blocks import decoder_layers, is_transposed, linears, weight_OI
+from llmcompress.models.config import text_config
 
 WIDTHS = ("intermediate_size", "n_inner", "ffn_dim", "hidden_dim")
 """What configs call the number of feed-forward units."""
@@ -164,7 +165,11 @@ def cut(teacher: nn.Module, shape: Shape, widths: Widths | None) -> nn.Module:
             chosen = shape.selections.get(int(index), Selection())
             kept = _kept(tensor, local, chosen, widths, name.rpartition(".")[0] in transposed)
             state[f"{layers.path}.{new_place[int(index)]}.{local}"] = kept.clone()
-    student = type(teacher)(_config(teacher.config, shape, len(layers.layers)))
+    config = _config(teacher.config, shape, len(layers.layers))
+    head = teacher.get_output_embeddings()  # type: ignore[operator]
+    if head is not None and head.weight is not teacher.get_input_embeddings().weight:  # type: ignore[operator]
+        text_config(config).tie_word_embeddings = False  # whatever the teacher's config says, it has its own
+    student = type(teacher)(config)
     student = student.to(next(teacher.parameters()).dtype)
     try:
         student.load_state_dict(state, strict=True)

@@ -206,11 +206,19 @@ class Layout:
         method = str(quant_method(folder))
         format = by_quant_method(method)
         assert format is not None, "asked for although it is unavailable"
-        with third_party(f"{method} refused it"), quiet("transformers"):
-            model = loading.load_model(folder, trust_remote_code=trust_remote_code, name=method, dtype=dtype)
-            token_ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % num_embeddings(model)
-            with torch.inference_mode():
-                logits = model(input_ids=token_ids, use_cache=False).logits
+        computed, stored = dtype or loading.compute_dtype(config_of(folder)), configs.stored_dtype(config_of(folder))
+        dtypes = [computed] if stored in (None, computed) or not format.keeps_dtypes else [computed, stored]
+        for tried in dtypes:
+            try:
+                with third_party(f"{method} refused it"), quiet("transformers"):
+                    model = loading.load_model(folder, trust_remote_code=trust_remote_code, name=method, dtype=tried)
+                    token_ids = torch.arange(PROBE_TOKENS, device=model.device)[None] % num_embeddings(model)
+                    with torch.inference_mode():
+                        logits = model(input_ids=token_ids, use_cache=False).logits
+                break
+            except LLMCompressError:  # norms that do not convert, such as LayerNorm, run in the dtype of the file only
+                if tried is dtypes[-1]:
+                    raise
         if not bool(torch.isfinite(logits).all()):
             raise LLMCompressError(f"{method} gave logits that are not finite")
         packages = [package.distribution for package in format.packages]

@@ -17,6 +17,7 @@ refused where it would run Python, and its templates are rendered in a sandbox, 
 
 from __future__ import annotations
 
+import copy
 import difflib
 import hashlib
 import json
@@ -34,6 +35,7 @@ from llmcompress.errors import LLMCompressError, collected, raise_all, shown, th
 from llmcompress.evaluate import connection
 from llmcompress.evaluate.suite import TaskEntry, bundled_tasks
 from llmcompress.evaluate.task_files import FILE_READERS, TaskFile, TaskFiles, code_problems
+from llmcompress.models.config import special_token
 from llmcompress.models.streamed import StreamedModel
 from llmcompress.templates import Renderer
 
@@ -139,14 +141,13 @@ def run_task(task: ReadyTask, model: Any, tokenizer: Any, limit: int | None, bat
     Raises: LLMCompressError when the harness cannot run the task on this model.
     """
     from lm_eval.evaluator import evaluate
-    from lm_eval.models.huggingface import HFLM
 
     with quiet("lm_eval", "datasets"), third_party(f"task {task.name}: cannot be run"), _templates(task.sandboxed):
         task.handle.set_fewshot_seed(seed=seed)
         if isinstance(model, StreamedModel):
             language_model = streamed_lm(model, tokenizer, batch_size)
         else:
-            language_model = HFLM(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
+            language_model = _language_model(model, tokenizer, batch_size)
         results = evaluate(
             lm=language_model, task_dict={"tasks": {task.name: task.handle}}, limit=limit, bootstrap_iters=0
         )
@@ -177,6 +178,43 @@ def refuse_generation(tasks: Iterable[ReadyTask]) -> None:
     hint = "leave it out of the suite, or evaluate where the model fits"
     writing = [task.name for task in tasks if getattr(task.handle, "OUTPUT_TYPE", None) == "generate_until"]
     raise_all([LLMCompressError(f"task {name}: {NEEDS_MEMORY}", hint) for name in writing])
+
+
+def _language_model(model: Any, tokenizer: Any, batch_size: int) -> Any:
+    """lm-eval's own for a loaded model, also where the tokenizer has no token to begin or end a text with.
+
+    lm-eval takes a tokenizer's `eos_token` to stop at, and `bos_token` or that one before a text without context. A
+    tokenizer of neither (characters, bytes) has what the model's config names; where that names none, only a task that
+    needs such a token ends in an error. For padding it would add a token, which the model has no row for: any other
+    does, since padding is masked.
+    """
+    from lm_eval.models.huggingface import HFLM
+
+    def special(*names: str) -> int:
+        own = (getattr(tokenizer, name, None) for name in names)
+        ids = [*own, *(special_token(model.config, name) for name in names)]
+        found = next((each for each in ids if each is not None), None)
+        if found is None:
+            raise LLMCompressError(
+                f"the tokenizer has no {' and no '.join(name.removesuffix('_id') for name in names)}, nor does "
+                "config.json name one, and this task needs it",
+                "name one in tokenizer_config.json, or leave the task out",
+            )
+        return int(found)
+
+    class LanguageModel(HFLM):  # type: ignore[misc]
+        @property
+        def eot_token_id(self) -> int:
+            return special("eos_token_id")
+
+        @property
+        def prefix_token_id(self) -> int:
+            return special("bos_token_id", "eos_token_id")
+
+    if all(getattr(tokenizer, name, None) is None for name in ("pad_token_id", "unk_token_id", "eos_token_id")):
+        tokenizer = copy.deepcopy(tokenizer)
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(0)
+    return LanguageModel(pretrained=model, tokenizer=tokenizer, batch_size=batch_size, backend="causal")
 
 
 @contextmanager

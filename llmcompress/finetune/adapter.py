@@ -5,6 +5,10 @@
                                AdaLoRA: PATH.lora_A, .lora_B, .lora_E, cut to the rank of each linear
                                modules_to_save: base_model.model.PATH.weight, whole
 
+PEFT wraps what it touches, and some of the wrappers' names end in the file: PATH.base_layer.weight is the weight below
+a LoRA (kept for an output head, whose vocabulary may have been resized), PATH.modules_to_save.NAME.weight the trained
+copy of a whole module, PATH.original_module.weight what that copy was made from.
+
 Read with our own reader, a tensor at a time, so that an adapter takes no more memory than its largest linear. What a
 config may ask for beyond this is refused by name: a merge that left something out would look like a success.
 """
@@ -35,6 +39,7 @@ REFUSED = (
 MOST, MAX_PATTERN, MAX_REPEATS = 1 << 31, 2000, 4
 DIGITS = re.compile(r"(\\d|\[(\\d|0-9)\])(\+|\*|\{1,\})")
 """The number of a layer in a pattern: it repeats over a digit or two."""
+_WRAPPER = re.compile(r"\.base_layer(?=\.|$)")
 _PART = re.compile(r"(.+)\.(lora_A|lora_B|lora_E|lora_magnitude_vector)(?:\.weight)?")
 
 
@@ -89,8 +94,14 @@ class Adapter:
     @cached_property
     def whole(self) -> dict[str, str]:
         """Parameter of the model -> tensor that replaces it (modules_to_save)."""
-        updates = {name for parts in self.parts.values() for name in parts.values()}
-        return {name.removeprefix(PREFIX): name for name in self.stored if name not in updates}
+        updates = {name for parts in self.parts.values() for name in parts.values()} | set(self.bases.values())
+        left = (name for name in self.stored if name not in updates and ".original_module." not in name)
+        return {_unwrapped(name): name for name in left}
+
+    @cached_property
+    def bases(self) -> dict[str, str]:
+        """Parameter of an adapted module -> tensor that it had below the adapter, where that was stored too."""
+        return {_unwrapped(name): name for name in self.stored if ".base_layer." in name}
 
     def rank(self, linear: str) -> int:
         """Rank of what is stored for a linear."""
@@ -182,6 +193,19 @@ def _quick(pattern: str) -> bool:
     except (re.error, RecursionError, OverflowError):
         return False
     return True
+
+
+def _unwrapped(name: str) -> str:
+    """A tensor's name in the file as the parameter's in the model.
+
+    >>> _unwrapped("base_model.model.lm_head.base_layer.weight")
+    'lm_head.weight'
+    >>> _unwrapped("base_model.model.model.embed_tokens.modules_to_save.default.weight")
+    'model.embed_tokens.weight'
+    """
+    path, _, leaf = name.removeprefix(PREFIX).rpartition(".")
+    path = re.sub(r"\.modules_to_save(\.[^.]+)?$", "", path)
+    return f"{re.sub(_WRAPPER, '', path)}.{leaf}"
 
 
 def _of_pattern(pattern: object, linear: str, default: Any) -> Any:

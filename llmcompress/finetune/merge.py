@@ -19,7 +19,7 @@ from llmcompress.errors import LLMCompressError
 from llmcompress.finetune.adapter import CONFIG, WEIGHTS, Adapter
 from llmcompress.finetune.merge_target import plan_merge, trained_on
 from llmcompress.finetune.merge_writer import check_linears, write_merged
-from llmcompress.finetune.retention import measure_merge
+from llmcompress.finetune.retention import measure_merge, peft_check
 from llmcompress.finetune.settings import AdapterRef, MergeSettings
 from llmcompress.models import meta as skeleton
 from llmcompress.report import Check, Merge, MergedAdapter, MergedLinear, RunReport
@@ -57,6 +57,7 @@ def merge(
         data=plan.data.model_dump(mode="json") if plan.data else None,
     )
     if settings.measure:
+        report.checks.append(peft_check(plan, folder, seed))
         measure_merge(plan, folder, workspace.folder / "other", report.merge, seed, progress)
     report.save(folder)
     give_name(folder, out)

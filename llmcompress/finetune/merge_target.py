@@ -50,13 +50,17 @@ class Linear:
 
 @dataclass(frozen=True)
 class Target:
-    """A checkpoint as something to merge onto."""
+    """A checkpoint as something to merge onto.
+
+    parameters: name -> tensor. tied: parameters without a tensor of their own. embedding: the input embedding's weight.
+    """
 
     source: Checkpoint
     plan: BasePlan
     linears: dict[str, Linear]
     parameters: dict[str, str]
     tied: frozenset[str]
+    embedding: str
 
     def dense(self, linear: Linear, dequantized: bool) -> torch.Tensor:
         """The weight [O, I], float32: of the file, or as it was in an NF4 base."""
@@ -97,10 +101,18 @@ class MergePlan:
 
     def weight(self, linear: Linear, onto: str) -> torch.Tensor:
         """The merged weight [O, I] in the dtype of the file."""
-        base_OI = self.target.dense(linear, onto == "dequantized")
+        base_OI = self.base(linear, onto)
         updates = self.updates(linear.name)
         merged_OI = merged_weight(base_OI, updates) if updates else base_OI
         return merged_OI.to(self.target.dtype(linear))
+
+    def base(self, linear: Linear, onto: str) -> torch.Tensor:
+        """What updates are added to [O, I], float32: the checkpoint's weight, or one that an adapter brings along."""
+        for adapter in self.adapters:
+            if tensor := adapter.bases.get(f"{linear.name}.weight"):
+                value = adapter.stored[tensor].load().float()
+                return value.t().contiguous() if linear.transposed else value
+        return self.target.dense(linear, onto == "dequantized")
 
     def updates(self, linear: str) -> list[Update]:
         """What every adapter adds to a linear."""
@@ -202,11 +214,24 @@ def _whole_misfits(target: Target, adapter: Adapter) -> list[LLMCompressError]:
             added = shape[0] - there[0]
             hint = RESIZED.format(added) if added > 0 else "it was trained on another base"
             problems.append(LLMCompressError(text, hint))
-        elif any(name in target.tied for name in (parameter, "lm_head.weight")) and "embed" in parameter:
+        elif parameter == target.embedding and target.tied and not _equal(target, parameter, adapter, name):
             problems.append(
                 LLMCompressError(f"{where}: replaces {parameter}, which {model} shares with its output; not supported")
             )
+    for parameter, name in adapter.bases.items():
+        stored = target.parameters.get(parameter)
+        if parameter.removesuffix(".weight") in adapter.parts and stored is not None:
+            here, there = adapter.stored[name].shape, target.source.shape(stored)
+            if here != there and here[0] > there[0]:
+                text = f"{where}: {parameter} is {list(here)} there and {list(there)} in {model}"
+                problems.append(LLMCompressError(text, RESIZED.format(here[0] - there[0])))
     return problems
+
+
+def _equal(target: Target, parameter: str, adapter: Adapter, name: str) -> bool:
+    """Whether an adapter only repeats the checkpoint's own values, as PEFT saves an embedding that was not trained."""
+    own = target.source.tensor(target.parameters[parameter])
+    return bool(torch.equal(adapter.stored[name].load().to(own.dtype), own))
 
 
 def _token_misfits(target: Target, adapter: Adapter) -> list[LLMCompressError]:
@@ -217,9 +242,8 @@ def _token_misfits(target: Target, adapter: Adapter) -> list[LLMCompressError]:
         tokens = len(load_tokenizer(adapter.folder))
     except LLMCompressError:
         return []
-    rows = next(
-        (target.source.shape(t)[0] for p, t in target.parameters.items() if "embed_tokens" in p or "wte" in p), 0
-    )
+    stored = target.parameters.get(target.embedding)
+    rows = target.source.shape(stored)[0] if stored else 0
     if not rows or tokens <= rows:
         return []
     return [
@@ -244,7 +268,10 @@ def _target(source: Checkpoint, plan: BasePlan) -> Target:
         shape = (second, first) if is_transposed(module) else (first, second)
         tensor = stored.get(f"{name}.weight", f"{name}.weight")
         linears[name] = Linear(name, tensor, shape, is_transposed(module), rows.get(name))
-    return Target(source, plan, linears, stored, frozenset(skeleton.tied_parameters(model)))
+    embedding = model.get_input_embeddings()  # type: ignore[operator]
+    embedded = next((f"{name}.weight" for name, module in model.named_modules() if module is embedding), "")
+    tied = frozenset(skeleton.tied_parameters(model) - stored.keys())
+    return Target(source, plan, linears, stored, tied, embedded)
 
 
 def _rows(source: Checkpoint, plan: BasePlan) -> list[LinearRow]:

@@ -114,7 +114,7 @@ def check_linears(plan: MergePlan, folder: Path, progress: Progress) -> list[Mer
             linear = plan.target.linears[name]
             merged = made.tensor(linear.tensor)
             merged_OI = merged.t() if linear.transposed else merged
-            base_OI = plan.target.dense(linear, plan.onto == "dequantized")
+            base_OI = plan.base(linear, plan.onto)
             updates = plan.updates(name)
             change_OI = merged_weight(base_OI, updates) - base_OI.double()
             size = float(torch.linalg.norm(base_OI.double())) or 1.0

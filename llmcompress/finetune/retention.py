@@ -37,7 +37,7 @@ from llmcompress.console import Progress, Silent
 from llmcompress.data.collate import Example, padding_token
 from llmcompress.data.examples import load_examples
 from llmcompress.data.settings import DataSettings
-from llmcompress.errors import LLMCompressError
+from llmcompress.errors import LLMCompressError, third_party
 from llmcompress.finetune import lora
 from llmcompress.finetune.base import BasePlan, load_base
 from llmcompress.finetune.merge_target import MergePlan, plan_merge
@@ -47,10 +47,13 @@ from llmcompress.finetune.update import merged_weight
 from llmcompress.formats.base import FORMATS
 from llmcompress.formats.roundtrip import row_scheme, unpack_row
 from llmcompress.models.blocks import put_weight_OI
-from llmcompress.report import AdapterRetention, LinearRetention, LinearRow, Merge, RunReport
+from llmcompress.models.vocabulary import num_embeddings
+from llmcompress.report import AdapterRetention, Check, LinearRetention, LinearRow, Merge, RunReport
 from llmcompress.training.heldout import heldout_kl, ratio_interval, row_losses
 
 BATCH = 4
+LOGITS_BOUND = 0.01
+"""Rounding to bfloat16 gives about 1e-4 of this figure, another model about 1."""
 Quantize = Callable[[Checkpoint, Path], None]
 """The quantization of the run, of another checkpoint into another folder."""
 
@@ -82,6 +85,39 @@ def measure_merge(plan: MergePlan, merged: Path, scratch: Path, part: Merge, see
         part.closer = "dequantized" if kl["dequantized"] <= kl["original"] else "original"
     else:
         part.not_measured = "the base was not quantized on the fly, so there is one way to merge"
+
+
+def peft_check(plan: MergePlan, merged: Path, seed: int) -> Check:
+    """Logits of the whole merged model against those of PEFT on the base, on tokens drawn at random.
+
+    Linears are compared one by one while they are merged; this sees what no linear shows: a tie, a replaced embedding,
+    a name that was taken for another. Only for a base in full precision, where both are the same model up to rounding.
+    """
+    name = "merged logits"
+    if plan.target.plan.nf4:
+        return Check(name=name, passed=True, ran=False, detail="the base was NF4; the measured KL speaks of that")
+    generator = torch.Generator().manual_seed(seed)
+    try:
+        with third_party("the two cannot be compared"):
+            logits: list[torch.Tensor] = []
+            for make in (lambda: trained_model(plan), lambda: load_base(Checkpoint.open(merged), BasePlan(False))):
+                model: Any = make()
+                if not logits:
+                    tokens_BS = torch.randint(num_embeddings(model), (2, 32), generator=generator)
+                with torch.inference_mode():
+                    found = model(input_ids=tokens_BS.to(model.device), use_cache=False).logits.double().cpu()
+                logits.append(found - found.mean(-1, keepdim=True))
+                del model
+    except LLMCompressError as error:
+        return Check(name=name, passed=True, ran=False, detail=error.message)
+    expected, found = logits
+    same = expected.shape == found.shape
+    distance = float((found - expected).square().sum() / expected.square().sum()) if same else float("inf")
+    detail = (
+        f"squared distance from the logits of base plus adapter by PEFT, over their own size: {distance:.2g} (bound "
+        f"{LOGITS_BOUND:g}), on {tokens_BS.numel()} tokens"
+    )
+    return Check(name=name, passed=distance <= LOGITS_BOUND, detail=detail)
 
 
 def heldout_rows(plan: MergePlan, seed: int) -> tuple[list[Example], int]:

@@ -37,7 +37,8 @@ class Layout:
 
     schemes: scheme per compressed linear, in model order. skipped: linears left in full precision (module paths,
     `lm_head` included where the model has one). dtype: of the source's weights. method, knobs: how the values were
-    chosen; a format records those knobs that its config has a place for. version: of llmcompress.
+    chosen; a format records those knobs that its config has a place for. version: of llmcompress. dense_on_loading:
+    whether transformers is asked to make weights dense while loading, where a format's config has a word for that.
     """
 
     schemes: Mapping[str, Scheme]
@@ -46,6 +47,7 @@ class Layout:
     method: str
     knobs: Mapping[str, Any]
     version: str
+    dense_on_loading: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,8 +86,10 @@ class Format(Protocol):
     readers: engines that load it, each with what that rests on: "tested" (our tests load it there) or "by its source"
     (its loader accepts the layout as written). quant_method: as config.json's quantization_config names it. packages:
     what transformers needs beside itself. kernels: what its loader computes with, one line. module_classes: the modules
-    that its loader replaces. marker: the local tensor by which a header shows a packed linear. groups: the local tensor
-    and the axis along which groups are counted, or None.
+    that its loader replaces. keeps_dtypes: whether transformers loads plain tensors of such a checkpoint in the dtypes
+    of the files, whatever it is asked for. float16_scales: whether scales are float16 whatever dtype the source has.
+    marker: the local tensor by which a header shows a packed linear. groups: the local tensor and the axis along which
+    groups are counted, or None.
     """
 
     name: str
@@ -95,6 +99,8 @@ class Format(Protocol):
     packages: tuple[Package, ...]
     kernels: str
     module_classes: frozenset[str]
+    keeps_dtypes: bool
+    float16_scales: bool
     marker: str
     groups: tuple[str, int] | None
 

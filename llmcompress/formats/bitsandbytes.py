@@ -62,6 +62,8 @@ class BitsAndBytes:
     packages = (Package("bitsandbytes", "bitsandbytes"),)
     kernels = "the engine's own kernels on the packed weights"
     module_classes = frozenset({"Linear", "Conv1D"})
+    keeps_dtypes = True
+    float16_scales = False
     marker = _STATE
     groups: tuple[str, int] | None = None
 

@@ -53,6 +53,8 @@ class CompressedTensors:
     packages = (Package("compressed_tensors", "compressed-tensors"),)
     kernels = "read by the engine's own code, which unpacks to dense weights where it has no kernel"
     module_classes = frozenset({"Linear"})
+    keeps_dtypes = False
+    float16_scales = False
     marker = "weight_packed"
     groups: tuple[str, int] | None = ("weight_scale", 1)
 
@@ -151,7 +153,7 @@ class CompressedTensors:
             "ignore": list(layout.skipped),
         }
         symmetric = all(scheme.grid.symmetric for scheme in layout.schemes.values())
-        return config if symmetric else config | {"dequantize": True}
+        return config | {"dequantize": True} if layout.dense_on_loading or not symmetric else config
 
     def extra_files(self, layout: Layout) -> dict[str, str]:
         """None: engines read config.json."""

@@ -62,6 +62,8 @@ class Gptq:
     packages = (Package("optimum", "optimum"), Package("gptqmodel", "GPTQModel"))
     kernels = "the engine's own kernels on the packed weights"
     module_classes = frozenset({"Linear", "Conv1D"})
+    keeps_dtypes = False
+    float16_scales = True
     marker = "qweight"
     groups: tuple[str, int] | None = ("scales", 0)
 

@@ -1,9 +1,18 @@
 """Where the decoder layers and their linears are, found in the model and not in a table of architectures.
 
-The decoder layers are the module list that holds most of the model's parameters; a linear is an `nn.Linear`, or
-GPT-2's `Conv1D`, which stores the transpose. A layer that keeps several matrices in one three-dimensional parameter
-(fused experts) is refused by name. "Decoder layer" and "block" are one thing; an encoder's layers are found the
-same way.
+The decoder layers are the module list that holds most of the language model's parameters; a linear is an `nn.Linear`,
+or GPT-2's `Conv1D`, which stores the transpose. "Decoder layer" and "block" are one thing; an encoder's layers are
+found the same way.
+
+A wrapper (vision-language, audio) holds its language model beside towers and projectors. The language model is the
+smallest part that has both the token embedding and a list of layers:
+
+    model.visual.blocks …          tower, left as it is
+    model.language_model.embed_tokens   ┐
+    model.language_model.layers …       ┘ the language model
+
+What is no linear stays: convolutions, and gates that keep several matrices in one tensor (RecurrentGemma's, block
+diagonal). A mixture of experts that does so is refused by name.
 """
 
 from __future__ import annotations
@@ -15,6 +24,7 @@ from torch import nn
 
 from llmcompress.errors import LLMCompressError
 from llmcompress.models.config import hidden_size as config_width
+from llmcompress.models.config import num_experts
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,25 +40,63 @@ class DecoderLayers:
 
 
 def decoder_layers(model: nn.Module) -> DecoderLayers:
-    """The list of decoder layers: of all module lists, the one with most parameters.
+    """The list of decoder layers: of all module lists of the language model, the one with most parameters.
 
-    Raises: LLMCompressError when there is none, or a layer holds a fused three-dimensional weight.
+    Raises: LLMCompressError when there is none, or a layer holds the experts of a mixture in one tensor.
     """
+    prefix, language = language_model(model)
     lists = [
         (sum(p.numel() for p in module.parameters()), path, module)
-        for path, module in model.named_modules()
+        for path, module in language.named_modules(prefix=prefix)
         if isinstance(module, nn.ModuleList) and len(module) > 0
     ]
     if not lists:
         raise LLMCompressError(f"{type(model).__name__}: has no list of decoder layers")
     _, path, layers = max(lists, key=lambda entry: (entry[0], -len(entry[1])))
+    mixture = num_experts(getattr(model, "config", None)) > 1
     for name, parameter in layers.named_parameters():
-        if parameter.dim() > 2 and "conv" not in name:
+        named = mixture or "expert" in name or "moe" in name
+        if parameter.dim() > 2 and named and "conv" not in name:
             raise LLMCompressError(
                 f"{type(model).__name__}: {path}.{name} {list(parameter.shape)} holds several matrices in one tensor; "
                 "fused mixture-of-experts layers are not supported"
             )
     return DecoderLayers(path, tuple(layers))
+
+
+def language_model(model: nn.Module) -> tuple[str, nn.Module]:
+    """Path and module of the part that reads tokens; the model itself ("") where that cannot be told."""
+    try:
+        embedding = model.get_input_embeddings()  # type: ignore[operator]
+    except (AttributeError, NotImplementedError):
+        return "", model
+    path = next((name for name, module in model.named_modules() if module is embedding), "")
+    while path:
+        path = path.rpartition(".")[0]
+        part = model.get_submodule(path)
+        if any(isinstance(module, nn.ModuleList) and len(module) > 0 for module in part.modules()):
+            return path, part
+    return "", model
+
+
+def unpackable(layer: nn.Module) -> dict[str, tuple[tuple[int, ...], str]]:
+    """Local path -> (shape, why it stays) of every tensor below `layer` that holds matrices and is no linear's weight.
+
+    The path is the module's where the tensor is its `weight`, else the parameter's own. Embeddings are not named.
+    """
+    found: dict[str, tuple[tuple[int, ...], str]] = {}
+    for path, module in layer.named_modules():
+        if isinstance(module, (nn.Linear, nn.Embedding)) or is_transposed(module):
+            continue
+        for leaf, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() < 2:
+                continue
+            convolution = isinstance(module, nn.modules.conv._ConvNd) or "conv" in path.rpartition(".")[2]
+            several = "several matrices in one tensor, which no layout holds" if parameter.dim() > 2 else ""
+            reason = "a convolution" if convolution else several or "a matrix that is no linear's"
+            local = path if leaf == "weight" else f"{path}.{leaf}".strip(".")
+            found[local] = (tuple(parameter.shape), reason)
+    return found
 
 
 def is_transposed(module: nn.Module) -> bool:

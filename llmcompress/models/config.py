@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 INSIDE = ("text_config", "llm_config", "language_config", "thinker_config")
 """Keys under which wrappers keep the config of their language model, as transformers knows them."""
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
+EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_layer")
 WIDTHS = ("hidden_size", "n_embd", "d_model")
 
 
@@ -78,6 +79,11 @@ def is_tied(config: Any) -> bool:
     """Whether the config says that the output shares the input embedding's weight."""
     values = (_value(of, "tie_word_embeddings") for of in (text_config(config), config))
     return next((value for value in values if isinstance(value, bool)), False)
+
+
+def num_experts(config: Any) -> int:
+    """Experts of a mixture; 0 for a model that is none."""
+    return _first_int(config, EXPERTS) or 0
 
 
 def _first_int(config: Any, names: tuple[str, ...]) -> int | None:

@@ -70,10 +70,11 @@ def load_model(
     Raises: LLMCompressError when it cannot be loaded, or its files lack a weight or hold one of another shape.
     """
     name = name or str(folder)
+    config = read_config(folder, trust_remote_code, name)
     with third_party(f"{name}: transformers cannot load it"), quiet("transformers", "bitsandbytes"):
-        model, info = task.transformers_class().from_pretrained(
+        model, info = task.transformers_class(config).from_pretrained(
             folder,
-            dtype=dtype or compute_dtype(read_config(folder, trust_remote_code, name)),
+            dtype=dtype or compute_dtype(config),
             device_map={"": device or best_device()},
             local_files_only=True,
             trust_remote_code=trust_remote_code,
@@ -97,5 +98,5 @@ def random_model(config: Path, task: Task, trust_remote_code: bool) -> nn.Module
     """
     built = read_config(config, trust_remote_code)
     with third_party(f"{config}: not a {task.label} that transformers can build"), quiet("transformers"):
-        model: nn.Module = task.transformers_class().from_config(built, trust_remote_code=trust_remote_code)
+        model: nn.Module = task.from_config(built, trust_remote_code=trust_remote_code)
     return model.float().to(best_device())

@@ -8,13 +8,14 @@ and each must have its tensor in the checkpoint.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
+from typing import Any
 
 import torch
 from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError, third_party
-from llmcompress.models.config import is_tied
+from llmcompress.models.config import is_tied, text_config
 from llmcompress.models.loading import read_config
 from llmcompress.models.tasks import CAUSAL, Task
 
@@ -37,7 +38,9 @@ def build(checkpoint: Checkpoint, quantized: bool = False, task: Task = CAUSAL) 
         )
     trust = checkpoint.trust_remote_code
     config = read_config(checkpoint.folder, trust, checkpoint.name)
-    config.use_cache = False
+    if task is CAUSAL:
+        require_decoder(checkpoint.name, config)
+    text_config(config).use_cache = False
     if quantized and hasattr(config, "quantization_config"):
         del config.quantization_config
     hint = "decoder-only checkpoints that AutoModelForCausalLM loads can be quantized" if task is CAUSAL else None
@@ -45,8 +48,36 @@ def build(checkpoint: Checkpoint, quantized: bool = False, task: Task = CAUSAL) 
         third_party(f"{checkpoint.name}: not a {task.label} that transformers can build", hint),
         init_empty_weights(include_buffers=False),
     ):
-        model = task.transformers_class().from_config(config, dtype=torch.float32, trust_remote_code=trust)
+        model = task.from_config(config, dtype=torch.float32, trust_remote_code=trust)
     return model.eval()  # type: ignore[no-any-return]
+
+
+def require_decoder(name: str, config: Any) -> None:
+    """Raise unless a config is of a decoder-only language model, alone or in a wrapper. name: of the checkpoint.
+
+    Raises: LLMCompressError for an encoder-decoder and for an encoder, each by a line of its own.
+    """
+    declared = ", ".join(map(str, config.architectures or ())) or config.model_type
+    text = text_config(config)
+    if getattr(config, "is_encoder_decoder", False) or getattr(text, "is_encoder_decoder", False):
+        raise LLMCompressError(
+            f"{name}: {declared} is an encoder-decoder, whose decoder reads two inputs; decoder-only models are "
+            "supported",
+            "give a checkpoint that continues text, such as a Llama or a Qwen",
+        )
+    if _encodes(text) and not getattr(text, "is_decoder", False):
+        raise LLMCompressError(
+            f"{name}: {declared} is an encoder, which reads a text in both directions and writes none; decoder-only "
+            "models are supported",
+            "`llmcompress distill` makes encoders smaller",
+        )
+
+
+def _encodes(config: Any) -> bool:
+    """Whether transformers has a masked language model for such a config, so that without `is_decoder` it is one."""
+    from transformers import AutoModelForMaskedLM
+
+    return type(config) in AutoModelForMaskedLM._model_mapping
 
 
 def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
@@ -57,11 +88,13 @@ def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     """
     names: dict[str, str] = {}
     missing: list[str] = []
-    tied, sources = tied_parameters(model), stored_names(model, checkpoint.stored)
-    for name, parameter in model.named_parameters():
+    sources = stored_names(model, checkpoint.stored)
+    tied = tied_parameters(model) - sources.keys()
+    alone = {name for name, _ in model.named_parameters()}  # one name of parameters that share a tensor
+    for name, parameter in model.named_parameters(remove_duplicate=False):
         tensor = sources.get(name)
         if tensor is None:
-            missing.append(name)
+            missing += [name] if name in alone else []
             continue
         stored = checkpoint.stored[tensor]
         if stored.shape != tuple(parameter.shape):
@@ -77,7 +110,7 @@ def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
             )
         names[name] = tensor
     missing = [name for name in missing if name not in tied]
-    experts = [name for name in missing if "expert" in name]
+    experts = [name for name in missing if "expert" in name or "moe" in name]
     if experts:
         raise LLMCompressError(
             f"{checkpoint.name}: {checkpoint.config.get('model_type')} fuses its experts while loading "
@@ -117,6 +150,15 @@ def tied_parameters(model: nn.Module) -> set[str]:
         tied |= {name for name, module in model.named_modules() if module is head}
         tied = {name if name.endswith(".weight") else f"{name}.weight" for name in tied}
     return tied
+
+
+def tie(model: nn.Module, lacking: Collection[str]) -> None:
+    """Let parameters share tensors as from_pretrained would: only where one has none of its own, or an equal one.
+
+    A config may say that the output is tied while the files hold a head that differs; it then has a weight of its own.
+    lacking: parameters that no tensor was read for.
+    """
+    model.tie_weights(missing_keys=set(lacking), recompute_mapping=False)  # type: ignore[operator]
 
 
 def fill(

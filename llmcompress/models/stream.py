@@ -29,7 +29,7 @@ from typing import Any, Protocol
 import torch
 from torch import nn
 
-from llmcompress.errors import LLMCompressError
+from llmcompress.errors import LLMCompressError, third_party
 from llmcompress.models.activations import ActivationFile, Slot
 from llmcompress.models.vocabulary import check_ids
 
@@ -101,7 +101,7 @@ class Original:
     calls: list[Calls]
 
 
-class _LastLayerReached(Exception):
+class _LastLayerReached(BaseException):  # control flow, which no `except Exception` of a model's may catch
     """Unwinds the model's forward once every layer's arguments are known."""
 
 
@@ -123,7 +123,7 @@ class _Recorder(nn.Module):
         return (hidden_BSH,) if self.as_tuple else hidden_BSH
 
 
-class _NotHandedOn(Exception):
+class _NotHandedOn(BaseException):
     """A layer did not receive the very tensor that the one before it returned."""
 
 
@@ -143,6 +143,7 @@ def capture(model: nn.Module, layers: nn.ModuleList, tokens_BS: torch.Tensor, ma
     check_ids(tokens_BS, model)
     originals = list(layers)
     mask = None if bool(mask_BS.all()) else mask_BS.to(torch.long)
+    met = ""
     for as_tuple in (False, True):
         calls = Calls(torch.empty(0), [])
         for index, layer in enumerate(originals):
@@ -153,11 +154,16 @@ def capture(model: nn.Module, layers: nn.ModuleList, tokens_BS: torch.Tensor, ma
             return calls
         except _NotHandedOn:
             continue
+        except LLMCompressError:
+            raise
+        except Exception as error:  # noqa: BLE001 - a model that takes what its layers return apart
+            met = f" ({type(error).__name__}: {(str(error).splitlines() or [''])[0][:160]})"
         finally:
             for index, layer in enumerate(originals):
                 layers[index] = layer
     raise LLMCompressError(
-        f"{type(model).__name__}: its decoder layers do not hand one hidden state on from each to the next"
+        f"{type(model).__name__}: its decoder layers do not hand one hidden state on from each to the next{met}",
+        "method rtn reads no text and needs no stream",
     )
 
 
@@ -303,7 +309,7 @@ def recomputed(
     return stops.left()
 
 
-class _Reached(Exception):
+class _Reached(BaseException):
     """Unwinds a layer's forward at a linear that is still to be quantized."""
 
     def __init__(self, name: str, inputs: torch.Tensor) -> None:
@@ -354,8 +360,13 @@ class _Stops:
 
 def _forward(layer: nn.Module, index: int, call: Calls) -> Callable[[], torch.Tensor]:
     args, kwargs = call.arguments[index]
-    return lambda: _hidden(layer(call.hidden_BSH, *args, **kwargs))
 
+    def forward() -> torch.Tensor:
+        with third_party(f"decoder layer {index}: its forward fails on the calibration text"):
+            output = layer(call.hidden_BSH, *args, **kwargs)
+        hidden = output[0] if isinstance(output, tuple) else output
+        if not isinstance(hidden, torch.Tensor):
+            raise LLMCompressError(f"decoder layer {index}: returns a {type(hidden).__name__}, not a hidden state")
+        return hidden
 
-def _hidden(output: Any) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output  # type: ignore[no-any-return]
+    return forward

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from llmcompress.checkpoint.files import read_json
 from llmcompress.errors import LLMCompressError, unknown
+from llmcompress.models.config import text_config
 
 if TYPE_CHECKING:
     import torch
@@ -54,11 +55,18 @@ class Task(ABC):
     may_lack: ClassVar[tuple[str, ...]] = ()
     """Parts of the model that its files may lack, since nothing here uses them."""
 
-    def transformers_class(self) -> Any:
-        """transformers' class that builds and loads such a model."""
+    def transformers_class(self, config: Any = None) -> Any:
+        """transformers' class that builds and loads such a model. config: transformers' own of the model, if known."""
         import transformers
 
         return getattr(transformers, self.auto_class)
+
+    def from_config(self, config: Any, **kwargs: Any) -> Any:
+        """A model of a config, with the weights that its constructor draws."""
+        of = self.transformers_class(config)
+        if hasattr(of, "from_config"):
+            return of.from_config(config, **kwargs)
+        return of._from_config(config, **{key: value for key, value in kwargs.items() if key != "trust_remote_code"})
 
     def blocks(self, model: nn.Module) -> DecoderLayers:
         """The repeated blocks, by their place in the model.
@@ -110,7 +118,7 @@ class _LanguageModel(Task):
 
     def num_predicted(self, model: nn.Module) -> int:
         head = model.get_output_embeddings()  # type: ignore[operator]
-        return int(head.weight.shape[0]) if head is not None else int(model.config.vocab_size)  # type: ignore[union-attr, arg-type]
+        return int(head.weight.shape[0]) if head is not None else int(text_config(model.config).vocab_size)
 
 
 class CausalLM(_LanguageModel):
@@ -121,6 +129,26 @@ class CausalLM(_LanguageModel):
     auto_class = "AutoModelForCausalLM"
     row = "text, prompt and completion, instruction and output, or messages"
     generates = True
+
+    def transformers_class(self, config: Any = None) -> Any:
+        """The auto class; for what it has no entry for, and for every wrapper, the class that config.json declares.
+
+        AutoModelForCausalLM has no entry for most wrappers, and for some it gives their text part alone: the names of
+        its modules are then not those that engines see, which load what is declared.
+        """
+        import transformers
+
+        known = transformers.AutoModelForCausalLM._model_mapping
+        if config is not None and (text_config(config) is not config or type(config) not in known):
+            declared = (getattr(transformers, str(name), None) for name in config.architectures or ())
+            generating = (each for each in declared if isinstance(each, type))
+            for each in generating:
+                if issubclass(each, transformers.GenerationMixin):
+                    return each
+            mapping = transformers.AutoModelForImageTextToText._model_mapping
+            if type(config) in mapping:
+                return mapping[type(config)]
+        return super().transformers_class(config)
 
     def run(self, model: nn.Module, inputs: Batch, hidden: bool = False, attentions: bool = False) -> Any:
         """As for every task; no cache is kept."""

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import copy
 import logging
 from collections.abc import Callable
 from importlib import import_module
@@ -12,7 +13,7 @@ import yaml
 
 from llmcompress.errors import LLMCompressError, ProblemsError
 from llmcompress.evaluate.engines import Loaded, load
-from llmcompress.evaluate.harness import find_tasks, run_task
+from llmcompress.evaluate.harness import _language_model, find_tasks, run_task
 from llmcompress.evaluate.suite import TaskEntry, load_suite
 
 from .conftest import task_declaration
@@ -51,6 +52,25 @@ def test_scores_equal_our_own_likelihoods(declare: Declare, loaded: Loaded) -> N
         expected = [float(log_p[loaded.tokenizer.convert_tokens_to_ids(choice)]) for choice in doc["choices"]]
         assert [response[0] for response in item.responses["none"]] == pytest.approx(expected, abs=1e-4)
         assert item.scores["acc,none"] == float(expected.index(max(expected)) == doc["gold"])
+
+
+def test_a_tokenizer_without_a_first_and_a_last_token_scores_the_same(declare: Declare, loaded: Loaded) -> None:
+    task = find_tasks(entries("acc"), [declare().parent], "suite")["choose", 0]
+    bare = copy.deepcopy(loaded.tokenizer)
+    for name in ("bos_token", "eos_token", "unk_token", "pad_token"):
+        setattr(bare, name, None)
+    runs = [run_task(task, loaded.model, tokenizer, 6, 4, seed=0) for tokenizer in (loaded.tokenizer, bare)]
+    assert [item.scores for item in runs[0].items] == [item.scores for item in runs[1].items]
+    assert bare.pad_token is None and len(bare) == len(loaded.tokenizer), "nothing is added to the caller's tokenizer"
+
+
+def test_what_needs_a_token_that_nobody_names_is_one_line(loaded: Loaded, monkeypatch: pytest.MonkeyPatch) -> None:
+    bare = copy.deepcopy(loaded.tokenizer)
+    bare.bos_token = bare.eos_token = None
+    assert _language_model(loaded.model, bare, 1).eot_token_id == loaded.model.config.eos_token_id
+    monkeypatch.setattr(loaded.model.config, "eos_token_id", None)
+    with pytest.raises(LLMCompressError, match=r"has no eos_token, nor does config.json name one"):
+        _ = _language_model(loaded.model, bare, 1).eot_token_id
 
 
 def test_two_models_get_the_same_few_shot_prompts(declare: Declare, dense: Path, loaded: Loaded) -> None:

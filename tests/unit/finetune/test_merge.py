@@ -225,3 +225,67 @@ def test_memory_does_not_grow_with_depth(tmp_path: Path) -> None:
         command = [sys.executable, "-c", MEMORY, str(model), str(adapter), str(tmp_path / f"out{depth}")]
         grown.append(int(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1]))
     assert resource and grown[1] < grown[0] + 20_000, grown  # KiB; the deeper model is 180 MB larger
+
+
+def logits(model: Any) -> torch.Tensor:
+    tokens = torch.randint(3, 90, (2, 16), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        return model(input_ids=tokens).logits  # type: ignore[no-any-return]
+
+
+def test_a_lora_on_an_output_head_is_merged_onto_the_weight_that_peft_saved_below_it(tmp_path: Path) -> None:
+    model = tiny_models.save(tmp_path / "model", tiny_models.configs()["llama"])
+    tiny_models.save_tokenizer(model)
+    config = LoraConfig(r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False)
+    adapter = save_adapter(model, tmp_path / "adapter", config)
+    assert any("base_layer" in name for name in load_file(adapter / "adapter_model.safetensors"))
+    report = merge(model, tmp_path / "out", adapter, measure=True)
+    assert {check.name: check.passed for check in report.checks}["merged logits"]
+    plain: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(model), adapter)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(plain))
+
+
+def test_an_adapter_of_a_resized_vocabulary_is_merged_where_the_hint_was_followed(tmp_path: Path) -> None:
+    model = tiny_models.save(tmp_path / "model", tiny_models.configs()["llama"])
+    tiny_models.save_tokenizer(model)
+    resized = AutoModelForCausalLM.from_pretrained(model)
+    resized.resize_token_embeddings(104)
+    resized.save_pretrained(tmp_path / "trained on")
+    config = LoraConfig(
+        r=4, target_modules=["q_proj", "lm_head"], init_lora_weights=False, modules_to_save=["embed_tokens"]
+    )
+    adapter = save_adapter(tmp_path / "trained on", tmp_path / "adapter", config)
+    with pytest.raises(LLMCompressError, match=r"is .104, 64. there and .96, 64.") as caught:
+        merge(model, tmp_path / "out", adapter)
+    assert "resized" in "".join(caught.value.lines())
+    torch.manual_seed(9)  # whoever follows the hint has other values in the new rows
+    again = AutoModelForCausalLM.from_pretrained(model)
+    again.resize_token_embeddings(104, mean_resizing=False)
+    again.save_pretrained(tmp_path / "resized")
+    tiny_models.save_tokenizer(tmp_path / "resized")
+    merge(tmp_path / "resized", tmp_path / "out", adapter)
+    plain: Any = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(tmp_path / "trained on"), adapter)
+    torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained(tmp_path / "out")), logits(plain))
+
+
+def test_a_replaced_embedding_that_the_output_shares_is_refused_whatever_it_is_called(tmp_path: Path) -> None:
+    model = tiny_models.save(tmp_path / "model", tiny_models.configs()["gpt2"])
+    config = LoraConfig(
+        r=4, target_modules=["c_attn"], fan_in_fan_out=True, init_lora_weights=False, modules_to_save=["wte"]
+    )
+    adapter = save_adapter(model, tmp_path / "adapter", config)
+    with pytest.raises(LLMCompressError, match=r"transformer.wte.weight, which .* shares with its output"):
+        merge(model, tmp_path / "out", adapter)
+
+
+def test_a_merge_that_is_not_peft_s_fails_its_check(tmp_path: Path) -> None:
+    from llmcompress.checkpoint.reader import Checkpoint
+    from llmcompress.finetune.merge_target import plan_merge
+    from llmcompress.finetune.retention import peft_check
+    from llmcompress.finetune.settings import AdapterRef
+
+    model = tiny_models.save(tmp_path / "model", tiny_models.configs()["llama"])
+    adapter = save_adapter(model, tmp_path / "adapter", CONFIGS["lora"]())
+    plan = plan_merge(Checkpoint.open(model), [AdapterRef(path=str(adapter))], "auto", None)
+    check = peft_check(plan, model, seed=0)  # the base, where the merged model ought to be
+    assert check.ran and not check.passed

@@ -14,10 +14,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError
 from llmcompress.report import EngineVerdict
 from llmcompress.verify.check import CheckSettings, check
-from llmcompress.verify.compatibility import TABLES, tables
+from llmcompress.verify.compatibility import TABLES, facts, judge, tables
 
 LINEARS = ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "mlp.gate_proj", "mlp.up_proj", "mlp.down_proj")
 GPTQ = {"quant_method": "gptq", "checkpoint_format": "gptq", "bits": 4, "group_size": 128, "sym": True, "desc_act": False, "lm_head": False}  # fmt: skip
@@ -75,7 +76,8 @@ def verdicts(tmp_path: Path) -> Callable[..., dict[str, EngineVerdict]]:
             change(tensors, config)
         save_file(tensors, tmp_path / "model.safetensors")
         (tmp_path / "config.json").write_text(json.dumps(config))
-        return {one.engine: one for one in check(tmp_path, CheckSettings())}
+        known = facts(Checkpoint.open(tmp_path))  # the rules alone: transformers itself would miss thirty layers
+        return {name: judge(known, name) for name in sorted(tables())}
 
     return build
 
@@ -270,6 +272,15 @@ def test_two_config_files_that_differ(verdicts: Callable[..., dict[str, EngineVe
 
 def test_an_unrouted_expert_left_plain(verdicts: Callable[..., dict[str, EngineVerdict]]) -> None:
     assert said(verdicts(GPTQ, gptq_linear, 128, 256, 4, 128, change=a_plain_expert)["vllm"]) == ["experts-alike"]
+
+
+def test_transformers_itself_finds_what_no_rule_looks_at(
+    tmp_path: Path, verdicts: Callable[..., dict[str, EngineVerdict]]
+) -> None:
+    rules = verdicts(CT, ct_linear, 128, 256, 4, 128)
+    assert rules["transformers"].loads
+    verdict = check(tmp_path, CheckSettings(engine="transformers"))[0]
+    assert verdict.loads is False and said(verdict) == ["dry-build"]
 
 
 def test_an_unknown_engine_names_the_known_ones(
