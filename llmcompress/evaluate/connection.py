@@ -18,7 +18,7 @@ CLIENTS = {"TransportError", "RequestException"}
 def reachable() -> bool:
     """Whether the Hub (or what stands for it in HF_ENDPOINT) responds at all; False where HF_HUB_OFFLINE is set."""
     from huggingface_hub import constants
-    from huggingface_hub.utils import get_session
+    from huggingface_hub.utils._http import get_session
 
     try:
         get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S)

@@ -61,10 +61,10 @@ class StreamedRequests:
         scores: list[tuple[float, bool]] = [(0.0, False)] * len(requests)
         for group, logits_BKV, num_kept in zip(groups, self.streamed.logits(batches, keep), keep, strict=True):
             cut_off = len(group[0]) - num_kept
-            for tokens, logits_KV in zip(group, logits_BKV, strict=True):
-                for number in readers[tokens]:
+            for row, logits_KV in zip(group, logits_BKV, strict=True):
+                for number in readers[row]:
                     continuation = requests[number][2]
-                    stop = len(tokens) - cut_off
+                    stop = len(row) - cut_off
                     scores[number] = _score(logits_KV[stop - len(continuation) : stop], continuation)
         return scores
 

@@ -112,7 +112,7 @@ class StreamedModel:
         self._weights, self._keep_bytes, self._activation_bytes = weights, keep_bytes, activation_bytes
         self._parent: Any = None
         self._keeps_some = "logits_to_keep" in inspect.signature(model.forward).parameters
-        model.tie_weights = lambda *_args, **_options: None  # type: ignore[assignment, method-assign]  # read, not shared
+        model.tie_weights = lambda *_args, **_options: None  # type: ignore[assignment]  # read, not shared
         layers = decoder_layers(model)
         self.depth = len(layers.layers)
         self.layer_bytes = max(sum(p.numel() for p in layer.parameters()) for layer in layers.layers) * dtype.itemsize
@@ -333,7 +333,7 @@ def _look_up_as_stored(embedding: nn.Embedding, dtype: torch.dtype) -> None:
         finally:
             embedding._parameters["weight"], embedding.padding_idx = table, padding
 
-    embedding.forward = forward  # type: ignore[method-assign]
+    embedding.forward = forward  # type: ignore[method-assign, assignment]
 
 
 def stream_checkpoint(

@@ -159,7 +159,7 @@ def _generation(folder: Path, model: StreamedModel, tokens_RS: torch.Tensor) -> 
     try:
         with third_party("generate() fails"):
             if (folder / "generation_config.json").is_file():
-                model.model.generation_config = GenerationConfig.from_pretrained(folder)
+                model.model.generation_config = GenerationConfig.from_pretrained(folder)  # type: ignore[assignment]
             with torch.inference_mode():
                 written = model.model.generate(prompt_1S, **options)  # type: ignore[operator]
             (whole_1SV,) = model.logits([written.sequences[:1]])
