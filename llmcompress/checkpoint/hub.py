@@ -8,9 +8,11 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from llmcompress.errors import LLMCompressError, third_party
 
+TIMEOUT_S = 5.0
 PATTERNS = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.md", "*.py", "LICENSE*", "*.tiktoken"]
 
 
@@ -141,3 +143,23 @@ class _Hide(logging.Filter):
         """Let the record pass, cleaned."""
         record.msg, record.args = self.cleaned(record.getMessage()), ()
         return True
+
+
+def reachable() -> bool:
+    """Whether the Hub (or what stands for it in HF_ENDPOINT) responds at all; False where HF_HUB_OFFLINE is set."""
+    from huggingface_hub import constants
+    from huggingface_hub.utils._http import get_session
+
+    try:
+        get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S)
+    except Exception:  # noqa: BLE001 - an HTTP client's, a proxy's, the resolver's or the offline switch's
+        return False
+    return True
+
+
+def offline_modules() -> list[Any]:
+    """The modules whose `HF_HUB_OFFLINE` decides whether the Hub's libraries ask it."""
+    import datasets.config
+    from huggingface_hub import constants
+
+    return [constants, datasets.config]

@@ -8,40 +8,26 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from llmcompress.checkpoint.hub import offline_modules
+from llmcompress.checkpoint.hub import reachable as reachable
 from llmcompress.errors import LLMCompressError
 
-TIMEOUT_S = 5.0
 CLIENTS = {"TransportError", "RequestException"}
 """What httpx and requests call a failed request; which of them the Hub's library uses is its own affair."""
-
-
-def reachable() -> bool:
-    """Whether the Hub (or what stands for it in HF_ENDPOINT) responds at all; False where HF_HUB_OFFLINE is set."""
-    from huggingface_hub import constants
-    from huggingface_hub.utils._http import get_session
-
-    try:
-        get_session().head(constants.ENDPOINT, timeout=TIMEOUT_S)
-    except Exception:  # noqa: BLE001 - an HTTP client's, a proxy's, the resolver's or the offline switch's
-        return False
-    return True
 
 
 @contextmanager
 def local_copies_only() -> Iterator[None]:
     """Within the block the Hub's libraries look for local copies and ask nobody; then all is as before."""
-    import datasets.config
-    from huggingface_hub import constants
-
-    switches = [(constants, "HF_HUB_OFFLINE"), (datasets.config, "HF_HUB_OFFLINE")]
-    before = [getattr(module, name) for module, name in switches]
-    for module, name in switches:
-        setattr(module, name, True)
+    modules = offline_modules()
+    before = [module.HF_HUB_OFFLINE for module in modules]
+    for module in modules:
+        module.HF_HUB_OFFLINE = True
     try:
         yield
     finally:
-        for (module, name), value in zip(switches, before, strict=True):
-            setattr(module, name, value)
+        for module, value in zip(modules, before, strict=True):
+            module.HF_HUB_OFFLINE = value
 
 
 def lost(error: BaseException) -> bool:

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import TensorFiles
 from llmcompress.compress.scheme import Scheme, WeightGrid
-from llmcompress.compress.weight import CompressedWeight, QuantizedWeight
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import FORMATS, Format
 from llmcompress.report import LinearRow
+
+if TYPE_CHECKING:
+    import torch
+
+    from llmcompress.compress.weight import CompressedWeight, QuantizedWeight
 
 
 def row_scheme(row: LinearRow) -> Scheme:
@@ -39,6 +42,8 @@ def unpack_row(source: Checkpoint | TensorFiles, row: LinearRow, format: Format)
 
 def unpack_codes(source: Checkpoint | TensorFiles, row: LinearRow, format: Format) -> QuantizedWeight:
     """The same where the scheme is known to be a grid of weights."""
+    from llmcompress.compress.weight import QuantizedWeight
+
     weight = unpack_row(source, row, format)
     assert isinstance(weight, QuantizedWeight), f"{row.name} has no codes"
     return weight

@@ -91,7 +91,7 @@ def test_two_that_share_a_model_train_as_one_does_with_twice_the_batch(
     both, one = found(tmp_path / "both"), found(tmp_path / "one")
     assert both.training.num_processes == 2
     assert both.training.effective_batch == one.training.effective_batch
-    assert "spread over 2 processes by FSDP, of which the first held 50%" in RunReport.load(tmp_path / "both").notes[0]
+    assert "sharded over 2 processes by FSDP, of which the first held 50%" in RunReport.load(tmp_path / "both").notes[0]
     assert both.base_weights == one.base_weights
     for name in ("heldout_tokens", "heldout_loss_base", "heldout_loss_initial", "heldout_loss"):
         assert getattr(both, name) == pytest.approx(getattr(one, name), rel=1e-6), name

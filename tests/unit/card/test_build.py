@@ -359,7 +359,8 @@ def test_what_was_lost_most_leads(tmp_path: Path) -> None:
     text = report.evaluations[0].texts[0]
     top = draw(report, tmp_path).split("## ")[0]
     assert top.index("**`tiny_facts` acc") < top.index("`heldout` perplexity")
-    text.baseline_perplexity, text.compressed_perplexity = 26.87, 32.11
+    perplexity = text.figure("perplexity")
+    perplexity.baseline, perplexity.compressed, perplexity.value = 26.87, 32.11, 32.11 / 26.87
     lost = next(line for line in draw(report, tmp_path).splitlines() if line.startswith("| **lost**"))
     assert lost.startswith("| **lost** (`tiny`) | **`heldout` perplexity 26.87 to 32.11 (1.20 x)**; `tiny_facts` acc 9")
     assert "-4.6 points [-6.5, -2.7]" in lost
@@ -385,9 +386,9 @@ def test_models_measured_in_different_dtypes_say_so_at_once(tmp_path: Path) -> N
     report.speed = Measurement(
         baseline="b", prompt_tokens=1, new_tokens=1, batch_size=1, num_threads=1, hardware="a CPU", rows=rows
     )
-    assert "**dtype float32 against bfloat16: the base against this checkpoint**" in draw(report, tmp_path)
+    assert "| **run unlike** | float32 on cpu | bfloat16 on cpu | not alike |" in draw(report, tmp_path)
     rows[0].dtype = "bfloat16"
-    assert "against bfloat16" not in draw(report, tmp_path)
+    assert "run unlike" not in draw(report, tmp_path)
 
 
 def test_a_folder_without_a_report_is_refused(tmp_path: Path) -> None:

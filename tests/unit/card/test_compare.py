@@ -113,7 +113,7 @@ def test_other_bases_and_single_versions_are_refused(versions: Callable[..., lis
     [
         ({"num_tokens": 4080}, "tokens 4080"),
         ({"tokens_sha256": "b" * 64}, "digest of the tokens bbbbbbbbbbbb"),
-        ({"baseline_perplexity": 26.06}, "perplexity of the base 26.06"),
+        ({"base": 26.06}, "perplexity of the base 26.06"),
     ],
 )
 def test_a_text_that_was_measured_otherwise_is_not_compared(
@@ -122,7 +122,13 @@ def test_a_text_that_was_measured_otherwise_is_not_compared(
     folders = versions((1, 0.1), (2, 0.2))
     for folder, update in zip(folders, ({"tokens_sha256": "a" * 64}, changes), strict=True):
         report = RunReport.load(folder)
-        report.evaluations[0].texts = [report.evaluations[0].texts[0].model_copy(update=update)]
+        text = (
+            report.evaluations[0]
+            .texts[0]
+            .model_copy(update={k: v for k, v in update.items() if k != "base"}, deep=True)
+        )
+        text.figure("perplexity").baseline = update.get("base", text.figure("perplexity").baseline)
+        report.evaluations[0].texts = [text]
         report.evaluations[0].tasks = []
         report.save(folder)
     found = compare(folders)

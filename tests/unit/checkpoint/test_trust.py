@@ -297,12 +297,12 @@ def test_a_pickle_of_anything_but_tensors(state: object, pickled: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("---\nlicense:\n- mit\n---\n", {"licence": "mit"}),
-        ("---\nlicense: [mit]\n---\n", {"licence": "mit"}),
-        ("---\nlicense: [mit, apache-2.0]\n---\n", {"licence": "other", "license_name": "mit, apache-2.0"}),
-        ("\ufeff---\nlicense: mit\nlanguage: no\n---\n", {"licence": "mit", "languages": ["no"]}),
+        ("---\nlicense:\n- mit\n---\n", {"license": "mit"}),
+        ("---\nlicense: [mit]\n---\n", {"license": "mit"}),
+        ("---\nlicense: [mit, apache-2.0]\n---\n", {"license": "other", "license_name": "mit, apache-2.0"}),
+        ("\ufeff---\nlicense: mit\nlanguage: no\n---\n", {"license": "mit", "languages": ["no"]}),
         ("---\r\nlanguage:\r\n- en\r\n- no\r\n---\r\n", {"languages": ["en", "no"]}),
-        ("---\nlicense: mit\nmodel-index: [" + "[" * 500 + "\n---\n", {"licence": "mit"}),
+        ("---\nlicense: mit\nmodel-index: [" + "[" * 500 + "\n---\n", {"license": "mit"}),
         ("---\nlanguage: 3\nlicense: {a: b}\n---\n", {}),
         ("---\nlicense: mit\n", {}),
         ("license: mit\n", {}),

@@ -243,7 +243,7 @@ def test_a_conversation_that_cannot_be_trained_says_why(
     tokenizer.chat_template = TOOL_TEMPLATE
     found = load(write(tmp_path, [{"messages": CHAT}, {"messages": messages}]), tokenizer)
     (rejected,) = found.summary.rejected
-    assert reason in rejected.reason and rejected.places[0].endswith(":2") and len(found.train) == 1
+    assert reason in rejected.reason and rejected.locations[0].endswith(":2") and len(found.train) == 1
 
 
 def test_content_in_parts_is_one_text(tokenizer: Any, tmp_path: Path) -> None:

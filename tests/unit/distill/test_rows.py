@@ -50,7 +50,7 @@ def test_rows_that_cannot_be_used_are_counted_by_reason(tokenizer: Any, tmp_path
     good = {"sentence": tiny_models.words(5), "label": 1}
     rows = [good, {"label": 1}, {"text": "", "label": 1}, {"text": "w3 w4"}, {"text": "w3 " * 40, "label": 0}, good]
     loaded = load(write(tmp_path, rows), tokenizer, "classification", heldout_frac=0.0)
-    counted = {row.reason: [place.rpartition(":")[2] for place in row.places] for row in loaded.summary.rejected}
+    counted = {row.reason: [place.rpartition(":")[2] for place in row.locations] for row in loaded.summary.rejected}
     assert counted == {
         "no field 'sentence' or 'text'": ["2"], "field 'text' is no text": ["3"],
         "no class in field 'label' (0, 1, …)": ["4"], "longer than seq_len 16": ["5"],

@@ -313,8 +313,8 @@ def test_the_baseline_runs_in_the_dtype_of_the_compressed_model(
 ) -> None:
     own = stage_module.engines.load
 
-    def in_bfloat16(folder: Path, choice: Any = "auto", trust: bool = False, dtype: Any = None) -> Any:
-        return own(folder, choice, trust, dtype or torch.bfloat16)
+    def in_bfloat16(folder: Path, choice: Any = "auto", trust: bool = False, dtype: Any = None, **how: Any) -> Any:
+        return own(folder, choice, trust, dtype or torch.bfloat16, **how)
 
     monkeypatch.setattr(stage_module.engines, "load", in_bfloat16)
     result = compare(dense, dense, declare(texts=[]))
