@@ -48,11 +48,36 @@ def configs() -> dict[str, Any]:
     }
 
 
-def moe_config() -> Any:
-    """A mixture of experts whose experts transformers fuses while loading."""
+def mixtures() -> dict[str, Any]:
+    """Mixtures of experts: architecture name -> a tiny config of it, with four experts of which a token takes two."""
     import transformers as t
 
-    return t.MixtralConfig(**SHAPE, num_local_experts=4, num_experts_per_tok=2)
+    local = {**SHAPE, "num_local_experts": 4, "num_experts_per_tok": 2}
+    plain = {**SHAPE, "num_experts": 4, "num_experts_per_tok": 2}
+    routed = {**SHAPE, "moe_intermediate_size": 64, "num_experts_per_tok": 2}
+    shared = {**routed, "n_routed_experts": 4, "n_shared_experts": 1, "first_k_dense_replace": 1}
+    groups = {"n_group": 1, "topk_group": 1}
+    latent = {"kv_lora_rank": 32, "q_lora_rank": 32, "qk_nope_head_dim": 32, "qk_rope_head_dim": 32, "v_head_dim": 32}
+    deepseek = {**shared, **groups, **latent, "num_key_value_heads": 4}
+    return {
+        "qwen2_moe": t.Qwen2MoeConfig(**routed, num_experts=4, shared_expert_intermediate_size=64),
+        "qwen3_moe": t.Qwen3MoeConfig(**routed, num_experts=4, head_dim=16),
+        "mixtral": t.MixtralConfig(**local),
+        "olmoe": t.OlmoeConfig(**plain),
+        "phimoe": t.PhimoeConfig(**local),
+        "deepseek_v2": t.DeepseekV2Config(**deepseek),
+        "deepseek_v3": t.DeepseekV3Config(**deepseek),
+        "glm4_moe": t.Glm4MoeConfig(**shared, **groups, head_dim=16),
+        "granitemoe": t.GraniteMoeConfig(**local),
+    }
+
+
+def refused_mixtures() -> dict[str, Any]:
+    """Mixtures whose experts no reader takes one by one."""
+    import transformers as t
+
+    sizes = {**SHAPE, "head_dim": 16, "num_local_experts": 4, "num_experts_per_tok": 1}
+    return {"gpt_oss": t.GptOssConfig(**sizes), "llama4": t.Llama4TextConfig(**sizes, intermediate_size_mlp=64)}
 
 
 def save(folder: Path, config: Any, seed: int = 0, dtype: torch.dtype = torch.float32, **kwargs: Any) -> Path:
@@ -63,7 +88,7 @@ def save(folder: Path, config: Any, seed: int = 0, dtype: torch.dtype = torch.fl
     model = AutoModelForCausalLM.from_config(config).to(dtype)
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            if parameter.dim() == 2:
+            if parameter.dim() in (2, 3):
                 noise = torch.randn(parameter.shape, generator=generator) * parameter.shape[-1] ** -0.5
                 parameter.copy_(noise)
             elif "bias" in name:

@@ -104,9 +104,12 @@ class Plan:
     def __str__(self) -> str:
         plan = self.details
         grids = Counter(linear.scheme.label() for linear in plan.linears)
+        mixture = (
+            f"; {plan.experts} experts a layer, {plan.active_parameters:,} parameters active" if plan.experts else ""
+        )
         lines = [
             self.model,
-            f"  model    {plan.parameters:,} parameters, {plan.layers} decoder layers",
+            f"  model    {plan.parameters:,} parameters, {plan.layers} decoder layers{mixture}",
             f"  size     {megabytes(plan.after_bytes)} from {megabytes(plan.before_bytes)} "
             f"({plan.after_bytes / plan.before_bytes:.3f} of it); {plan.bits_per_weight:.3f} bits per quantized weight",
             "  linears  " + ", ".join(f"{count} to {label}" for label, count in grids.items()),

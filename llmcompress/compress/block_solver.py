@@ -3,6 +3,9 @@
 Between the layer stream, which says what a linear is about to read and when all of it was seen, and `LinearMethod`,
 which knows no model. Linears that read the same tensor are solved as one tall weight: one Hessian, one factor, one
 sweep. A weight is in memory from when it is its turn until the text has gone through it.
+
+An expert of a mixture sees the tokens routed to it, and beside them some of the batch's others (`models/experts.py`).
+The two are summed apart; where all batches together routed fewer than `expert_tokens` to it, it is solved on both.
 """
 
 from __future__ import annotations
@@ -25,8 +28,10 @@ from llmcompress.compress.timing import Ledger
 from llmcompress.compress.weight import CompressedWeight, QuantizedWeight
 from llmcompress.distributed import ProcessLostError, World
 from llmcompress.errors import LLMCompressError
+from llmcompress.formats.base import EXPERT
 from llmcompress.memory import give_back
 from llmcompress.models.blocks import put_weight_OI, weight_OI
+from llmcompress.models.experts import Routing, routing_of
 from llmcompress.models.meta import set_parameter
 from llmcompress.report import LinearRow
 
@@ -56,6 +61,7 @@ class LayerSolver:
     settings: MethodSettings
     on_failure: str
     refine_sweeps: int
+    expert_tokens: int
     needs: frozenset[Need]
     scale_dtype: torch.dtype
     device: torch.device
@@ -67,9 +73,15 @@ class LayerSolver:
     weights: dict[str, CompressedWeight] = field(default_factory=dict)
     rows: list[LinearRow] = field(default_factory=list)
     _sums: StatisticsSums | None = None
+    _others: StatisticsSums | None = None
+    _num_routed: int | None = None
 
     def see(self, names: Sequence[str], inputs: torch.Tensor, batch: int, original: torch.Tensor | None = None) -> None:
         """Add what `names` are about to read in one batch ([..., I]) to their Hessian; see `Solver.see`."""
+        routing = routing_of(inputs)
+        if routing is not None:
+            self._see_expert(names, inputs, routing, batch)
+            return
         mask = self.masks[batch]
         if mask is not None and inputs.shape[:-1] != mask.shape:
             raise LLMCompressError(
@@ -88,9 +100,28 @@ class LayerSolver:
         for name in names:
             self.ledger.needs("forward", 2.0 * passes * tokens * self.targets[name].out_features * inputs.shape[-1])
 
+    def _see_expert(self, names: Sequence[str], inputs_NI: torch.Tensor, routing: Routing, batch: int) -> None:
+        """The same of an expert; the original model routes other tokens to its own, so that is not asked."""
+        mask, num_tokens = self.masks[batch], len(inputs_NI)
+        mask_N = None if mask is None else mask.reshape(-1)[routing.tokens_N]
+        with self.ledger.of("hessian"):
+            if self._sums is None or self._others is None:
+                needs = self.needs - {"shift"}
+                self._sums, self._others = (
+                    StatisticsSums(inputs_NI.shape[-1], inputs_NI.device, needs) for _ in range(2)
+                )
+            for sums, part in (
+                (self._sums, slice(routing.num_routed)),
+                (self._others, slice(routing.num_routed, None)),
+            ):
+                sums.add(inputs_NI[part], None if mask_N is None else mask_N[part])
+        self.ledger.needs("hessian", num_tokens * inputs_NI.shape[-1] ** 2)
+        for name in names:
+            self.ledger.needs("forward", 2.0 * num_tokens * self.targets[name].out_features * inputs_NI.shape[-1])
+
     def forget(self) -> None:
         """Drop what was seen since the last solution."""
-        self._sums = None
+        self._sums = self._others = None
 
     def solve(self, names: Sequence[str]) -> None:
         """Quantize linears that read one tensor, and put the dequantized weights in their places."""
@@ -101,6 +132,7 @@ class LayerSolver:
             sums, self._sums = self._sums or StatisticsSums(width, self.device, self.needs), None
             for total in sums.every():
                 self.world.add_up(total)
+            self._num_routed = self._with_others(sums)
             seen = sums.means()
         self.ledger.needs("solving", width**3 / 3)
         with self.ledger.of("solving"):
@@ -108,9 +140,22 @@ class LayerSolver:
                 self._quantize(list(alike), seen)
             give_back()
 
+    def _with_others(self, sums: StatisticsSums) -> int | None:
+        """Add the tokens routed elsewhere where an expert saw too few of its own; returns how many those were."""
+        if self._others is None:
+            return None
+        others, self._others, num_routed = self._others, None, sums.num_tokens
+        if num_routed < self.expert_tokens:
+            for total, more in zip(sums.every(), others.every(), strict=True):
+                self.world.add_up(more)
+                total.sum_II += more.sum_II
+                total.num_tokens += more.num_tokens
+        return num_routed
+
     def without_calibration(self, name: str) -> None:
         """Quantize one linear that no text is needed for, or that none reached."""
         self._release()
+        self._num_routed = None
         with self.ledger.of("solving"):
             self._quantize([name], None)
         self._release()
@@ -137,7 +182,9 @@ class LayerSolver:
         depend = not method.rows_independent or (weights is not None and weights.double_quant)
         try:
             if method.needs and (seen is None or seen.num_tokens == 0):
-                raise LLMCompressError("no calibration token reached it", "use more or other calibration text")
+                way = "use more or other calibration text"
+                way += ", or raise --expert-tokens" if EXPERT.fullmatch(first.name) else ""
+                raise LLMCompressError("no calibration token reached it", way)
             power = self._power(whole_OI, first)
             solved = solve_rows(
                 whole_OI * 2.0**power if power else whole_OI, sizes,
@@ -180,6 +227,14 @@ class LayerSolver:
                 f"--ignore {target.name!r}",
             )
         return 0
+
+    def _few_tokens(self) -> list[str]:
+        routed, floor = self._num_routed, self.expert_tokens
+        if routed is None or routed >= floor:
+            return []
+        return [
+            f"{routed} tokens were routed to this expert, fewer than expert_tokens {floor}; it was shown others too"
+        ]
 
     def _solved(self, weight_OI: torch.Tensor, target: Target, seen: Statistics | None) -> list[CompressedWeight]:
         """The method's solution for some rows, and what was made of it where there is a Hessian to judge by."""
@@ -231,6 +286,8 @@ class LayerSolver:
                 held_out_error=choice.held_out_error,
                 plain_held_out_error=choice.plain_held_out_error,
                 num_tokens=seen.num_tokens if seen else None,
+                num_routed_tokens=self._num_routed,
+                notes=self._few_tokens(),
                 digest=choice.weight.digest(),
             )
         )

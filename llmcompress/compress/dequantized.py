@@ -16,6 +16,7 @@ from llmcompress.formats.base import FORMATS
 from llmcompress.formats.roundtrip import unpack_row
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import is_transposed, put_weight_OI
+from llmcompress.models.experts import sliced
 from llmcompress.models.loading import best_device
 from llmcompress.models.streamed import KEEP_BYTES, CheckpointWeights, StreamedModel
 from llmcompress.report import PLAIN, RunReport
@@ -31,6 +32,7 @@ def load_dequantized(folder: Path, dtype: torch.dtype = torch.float32) -> nn.Mod
         raise LLMCompressError(f"{folder}: its report names no quantized checkpoint")
     format = None if report.output.format == PLAIN else FORMATS.get(report.output.format)
     model = skeleton.build(checkpoint, quantized=format is not None)
+    checkpoint = sliced(checkpoint, model)
     rows = {row.name: row for row in report.linears if row.outcome != "skipped"}
     sources = skeleton.stored_names(model, checkpoint.stored)
     lacking, alone = set(), {name for name, _ in model.named_parameters()}

@@ -29,16 +29,18 @@ class Footprint:
 
 
 def footprint(
-    num_tokens: int, batch_tokens: int, hidden: int, widest: int, bound_bytes: int, beside: bool = False
-) -> Footprint:
+    num_tokens: int, batch_tokens: int, hidden: int, widest: int, bound_bytes: int, beside: bool = False,
+    mixture: bool = False,
+) -> Footprint:  # fmt: skip
     """The fastest way whose activations stay within `bound_bytes`; one batch under way is taken whatever it needs.
 
     num_tokens: of this process. A batch that waits at the widest linear holds its hidden state before and after
-    attention, and that linear's input. beside: the original model's batches wait too, which has to fit.
+    attention, and that linear's input. beside: the original model's batches wait too, which has to fit. mixture: where
+    batches run up to a linear anew, what a layer's experts are given is held beside the hidden states.
 
     Raises: LLMCompressError where `beside` does not fit.
     """
-    between = num_tokens * hidden * FLOAT_BYTES
+    between = num_tokens * hidden * FLOAT_BYTES * (2 if mixture else 1)
     waiting = num_tokens * (2 * hidden + widest) * FLOAT_BYTES * (2 if beside else 1)
     under_way = batch_tokens * (3 * hidden + 3 * widest) * FLOAT_BYTES
     if waiting <= bound_bytes:

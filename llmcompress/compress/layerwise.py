@@ -31,11 +31,12 @@ from llmcompress.console import Progress
 from llmcompress.data.calibration import CalibrationSet, CalibrationSpec, load_calibration
 from llmcompress.distributed import ProcessLostError, World
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.formats.base import FORMATS, Format, Layout
+from llmcompress.formats.base import EXPERT, FORMATS, Format, Layout
 from llmcompress.memory import large_blocks_mapped
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import decoder_layers, hidden_size
 from llmcompress.models.config import text_config
+from llmcompress.models.experts import sliced
 from llmcompress.report import LinearRow, Profile, RunReport, Tuning
 
 
@@ -56,6 +57,7 @@ def quantize(
     method, _ = settings.solver()
     model = skeleton.build(source)
     layers = decoder_layers(model)
+    given, source = source, sliced(source, model)
     names = skeleton.tensor_names(model, source)
     kept = model_kept(model, layers, names, source.stored)
     chosen = choose(model_linears(model, layers, names, source.dtype), settings, formats, source.name, kept)
@@ -63,8 +65,8 @@ def quantize(
     refusals = [(format, format.refuses_layout(layout)) for format in formats]
     raise_all([LLMCompressError(f"format {format.name}: {reason}") for format, reason in refusals if reason])
     calibration = _calibration(source, settings, method, seed, model, calibration)
-    source.require_finite()
-    report.source = report.source or describe_source(source, model)
+    given.require_finite()
+    report.source = report.source or describe_source(given, model)
     report.calibration = calibration.provenance if calibration else None
     world = World.join()
     streaming = _footprint(calibration, settings, model, chosen, world)
@@ -167,6 +169,7 @@ def _footprint(
         max(target.in_features for target in chosen.targets),
         settings.activation_memory_mb << 20,
         settings.runs_original(),
+        any(EXPERT.fullmatch(target.name) for target in chosen.targets),
     )
 
 

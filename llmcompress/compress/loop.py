@@ -34,6 +34,7 @@ from llmcompress.memory import give_back
 from llmcompress.models import meta as skeleton
 from llmcompress.models.activations import ActivationFile
 from llmcompress.models.blocks import DecoderLayers, put_weight_OI
+from llmcompress.models.experts import show_others
 from llmcompress.models.loading import best_device
 from llmcompress.models.shared_inputs import shared_inputs
 from llmcompress.models.stream import Calls, Original, capture, plain, recomputed, share_arguments, staged
@@ -78,6 +79,8 @@ class LayerLoop:
             streaming = self.streaming
             progress.message(f"{streaming.form}, activations in {streaming.activations}: {streaming.reason}")
         with torch.no_grad(), progress.step("quantizing decoder layers", total) as bar:
+            if calibration is not None:
+                show_others(self.model, self.settings.expert_tokens / calibration.tokens_NS.numel())
             calls, masks = self._captured(calibration) if calibration is not None and self.start < total else ([], [])
             beside = [Calls(call.hidden_BSH, call.arguments) for call in calls] if self.settings.runs_original() else []
             for index in range(total):
@@ -159,7 +162,8 @@ class LayerLoop:
         shift: frozenset[Need] = frozenset({"shift"} if original else ())
         solver = LayerSolver(
             layer, targets, masks, self.method, self.method_settings, self.settings.on_failure,
-            self.settings.refine_sweeps, self.method.needs | shift, self.dtype, self.device, self.compute,
+            self.settings.refine_sweeps, self.settings.expert_tokens, self.method.needs | shift, self.dtype,
+            self.device, self.compute,
             lambda target: self.reader.tensor(target.tensor), self.ledger, self.world,
             any(format.float16_scales for format in self.formats),
         )  # fmt: skip

@@ -5,9 +5,9 @@
                      └─> what is left alone, and why
 
 The decoder layers are the numbered modules (`model.layers.3.`) that hold most of the parameters, towers of a wrapper
-(`visual`, `vision_tower`, `audio_tower` …) and prediction heads (`mtp`) left out; their linears are the two-dimensional
-tensors called `weight` below them. Mask buffers, convolutions and gates are none. The run itself asks the model; here
-the names have to do.
+(`visual`, `vision_tower`, `audio_tower` …) and prediction heads (`mtp`) left out; their linears are the two-
+dimensional tensors called `weight` below them, and the slices of those that hold a mixture's experts. Mask buffers,
+convolutions and gates are none. The run itself asks the model; here the names have to do.
 
 Units: bytes, seconds, bits.
 """
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import Any
 
@@ -26,16 +26,19 @@ from llmcompress.compress.footprint import Footprint, footprint
 from llmcompress.compress.settings import QuantizeSettings
 from llmcompress.compress.targets import Linear, Target, choose
 from llmcompress.errors import LLMCompressError
-from llmcompress.formats.base import FORMATS, Format
-from llmcompress.models.config import hidden_size
+from llmcompress.formats.base import EXPERT, FORMATS, Format
+from llmcompress.models.config import experts_per_token, hidden_size
 
 IMPORTS_BYTES = 600 << 20
 """Resident memory of Python with torch, transformers and the compiled loops, before any work."""
 NUMBERED = re.compile(r"^(?P<list>.*?)\.(?P<index>\d+)\.(?P<local>.+)$")
 BESIDE = re.compile(r"(^|[._])(vision|visual|audio|image|vit|tower|mtp|multi_modal_projector|speech)")
 """Paths of what lies beside the language model."""
-EXPERTS = re.compile(r"\.experts?\.|\.(block_sparse_)?moe\.")
 FLOATS = ("F64", "F32", "F16", "BF16")
+FUSED = re.compile(
+    r"(?P<block>.+?)(\.experts)?\.(?P<leaf>gate_up_proj|down_proj|input_linear\.weight|output_linear\.weight)"
+)
+"""A tensor that holds all experts of a layer, where it has three dimensions."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,13 +53,16 @@ class PlannedLinear(Target):
 class QuantizePlan:
     """What a run would take and give.
 
-    linears: what is compressed, and how. skipped: linear -> why it stays; norms and biases are not named.
+    linears: what is compressed, and how. skipped: linear -> why it stays; norms and biases are not named. experts: of a
+    layer, 0 where the model is no mixture. active_parameters: those that a token goes through.
     """
 
     linears: tuple[PlannedLinear, ...]
     skipped: dict[str, str]
     layers: int
+    experts: int
     parameters: int
+    active_parameters: int
     before_bytes: int
     after_bytes: int
     bits_per_weight: float
@@ -72,27 +78,38 @@ def plan_quantization(
     """Sizes, memory and time of quantizing `checkpoint` with `settings` on `num_tokens` tokens of text.
 
     flops_per_s: what the machine does in matrix products. Raises: LLMCompressError, all problems together: no decoder
-    layers, fused experts, and whatever `targets.choose` refuses.
+    layers, and whatever `targets.choose` refuses.
     """
     formats = [FORMATS.get(name, "quantize.format") for name in settings.formats()]
-    chosen = choose(header_linears(checkpoint), settings, formats, checkpoint.name)
-    stored = checkpoint.stored
+    found = header_linears(checkpoint)
+    chosen = choose(found, settings, formats, checkpoint.name)
+    stored = dict(checkpoint.stored) | fused_slices(checkpoint)
     linears = tuple(_planned(target, formats[0], stored[target.tensor].num_bytes) for target in chosen.targets)
-    before, packed = sum(tensor.num_bytes for tensor in stored.values()), sum(linear.after_bytes for linear in linears)
+    before, packed = (
+        sum(tensor.num_bytes for tensor in checkpoint.stored.values()),
+        sum(linear.after_bytes for linear in linears),
+    )
     after = before - sum(linear.before_bytes for linear in linears) + packed
     method, _ = settings.solver()
     streaming = None
+    parameters = sum(prod(tensor.shape) for tensor in checkpoint.stored.values() if tensor.dtype in FLOATS)
+    num_experts, idle = _experts(checkpoint, found)
     if method.needs:
         batch = min(max(settings.batch_tokens, seq_len), num_tokens)
         widest = max(target.in_features for target in linears)
         bound = settings.activation_memory_mb << 20
-        streaming = footprint(num_tokens, batch, _hidden(checkpoint), widest, bound, settings.runs_original())
-    needed = sum(flops(target, num_tokens if method.needs else 0) for target in linears)
+        beside = settings.runs_original()
+        streaming = footprint(num_tokens, batch, _hidden(checkpoint), widest, bound, beside, num_experts > 0)
+    routed = (experts_per_token(checkpoint.config) or num_experts) / max(num_experts, 1)
+    shares = {target.name: routed if EXPERT.fullmatch(target.name) else 1.0 for target in linears}
+    needed = sum(flops(target, num_tokens * shares[target.name] if method.needs else 0) for target in linears)
     return QuantizePlan(
         linears,
         {linear.name: reason for linear, reason in chosen.skipped},
         len({target.layer for target in linears}),
-        sum(prod(tensor.shape) for tensor in stored.values() if tensor.dtype in FLOATS),
+        num_experts,
+        parameters,
+        parameters - idle,
         before,
         after,
         8 * packed / sum(target.out_features * target.in_features for target in linears),
@@ -106,7 +123,7 @@ def plan_quantization(
 def header_linears(checkpoint: Checkpoint) -> list[Linear]:
     """The linears that the headers speak of, those of the decoder layers first: two-dimensional tensors named `weight`.
 
-    Raises: LLMCompressError when there are no numbered layers, or one is of a mixture of experts.
+    Raises: LLMCompressError when there are no numbered layers.
     """
     if "quantization_config" in checkpoint.config:
         raise LLMCompressError(f"{checkpoint.name}: is quantized already", "start from the full-precision checkpoint")
@@ -119,18 +136,46 @@ def header_linears(checkpoint: Checkpoint) -> list[Linear]:
     path = max(lists, key=lambda name: (lists[name], -len(name)))
     module_class = "Conv1D" if checkpoint.config.get("model_type") in ("gpt2", "openai-gpt") else "Linear"
     inside, outside = [], []
-    for stored in checkpoint.stored.values():
+    for stored in (*checkpoint.stored.values(), *fused_slices(checkpoint).values()):
         match = NUMBERED.match(stored.name)
         layer = int(match["index"]) if match and match["list"] == path else None
-        if layer is not None and EXPERTS.search(stored.name):
-            raise LLMCompressError(
-                f"{checkpoint.name}: {stored.name} is of a mixture of experts, which is not supported"
-            )
         if len(stored.shape) == 2 and layer is not None and stored.name.endswith(".weight"):
             inside.append(_linear(stored, layer, NUMBERED.match(stored.name)["local"], module_class))  # type: ignore[index]
         elif len(stored.shape) == 2:
             outside.append(_linear(stored, None, stored.name, "Linear"))
     return inside + outside
+
+
+def fused_slices(checkpoint: Checkpoint) -> dict[str, StoredTensor]:
+    """The experts in tensors that hold all of a layer's, [E, O, I], by a name for each; see `models.experts.sliced`."""
+    slices: dict[str, StoredTensor] = {}
+    for stored in checkpoint.stored.values():
+        match = FUSED.fullmatch(stored.name)
+        if match is None or len(stored.shape) != 3:
+            continue
+        experts, rows, columns = stored.shape
+        leaves = (
+            ("gate_proj", "up_proj") if match["leaf"] in ("gate_up_proj", "input_linear.weight") else ("down_proj",)
+        )
+        for expert in range(experts):
+            for leaf in leaves:
+                name = f"{match['block']}.experts.{expert}.{leaf}.weight"
+                size = stored.num_bytes // (experts * len(leaves))
+                slices[name] = replace(stored, name=name, shape=(rows // len(leaves), columns), num_bytes=size)
+    return slices
+
+
+def _experts(checkpoint: Checkpoint, linears: Sequence[Linear]) -> tuple[int, int]:
+    """Experts of a layer, the most of any, and the parameters in those that a token is not routed to."""
+    blocks: dict[str, set[str]] = {}
+    size = 0
+    for linear in linears:
+        if match := EXPERT.fullmatch(linear.name):
+            blocks.setdefault(match["block"], set()).add(match["number"])
+            size += linear.out_features * linear.in_features
+    experts = max(map(len, blocks.values()), default=0)
+    used = min(experts_per_token(checkpoint.config) or experts, experts)
+    return experts, size - size * used // experts if experts else 0
 
 
 def _linear(stored: StoredTensor, layer: int | None, local: str, module_class: str) -> Linear:
@@ -165,7 +210,7 @@ def working_bytes(checkpoint: Checkpoint, linears: Sequence[PlannedLinear], stre
     return max(solving + 4 * layer, 6 * embeddings if streaming else 0) + (streaming.memory_bytes if streaming else 0)
 
 
-def flops(linear: Linear, num_tokens: int) -> float:
+def flops(linear: Linear, num_tokens: float) -> float:
     """The operations that a linear needs at least: forward, its share of a Hessian, factor and codes."""
     rows, width = linear.out_features, linear.in_features
     if not num_tokens:

@@ -92,6 +92,10 @@ class QuantizeSettings(BaseModel):
         None, "Calibration rows. [default: as the set]", group=CALIBRATION, metavar="N", ge=1
     )
     seq_len: int | None = option(None, "Tokens per row. [default: as the set]", group=CALIBRATION, metavar="N", ge=2)
+    expert_tokens: int = option(
+        256, "Calibration tokens that an expert of a mixture sees at least, its own first.",
+        group=CALIBRATION, metavar="N", ge=0,
+    )  # fmt: skip
     batch_tokens: int = option(
         1024, "Calibration tokens per forward pass of a block.", group=CALIBRATION, metavar="N", ge=1
     )

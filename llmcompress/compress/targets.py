@@ -10,6 +10,7 @@ rest is decided once, here.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from fnmatch import fnmatchcase
@@ -19,7 +20,7 @@ from typing import TYPE_CHECKING
 from llmcompress.compress.scheme import Scheme, unserved
 from llmcompress.compress.settings import QuantizeSettings
 from llmcompress.errors import LLMCompressError, raise_all
-from llmcompress.formats.base import FORMATS, Format
+from llmcompress.formats.base import EXPERT, FORMATS, Format
 from llmcompress.report import LinearRow
 
 if TYPE_CHECKING:
@@ -32,6 +33,7 @@ OUTSIDE = "outside the decoder layers"
 NARROW = 32
 """Linears of fewer in_features that no group fits (coefficients of AltUp, time steps) are not worth an error."""
 UNREAD = "stored beside the language model, which does not read it"
+GATE = "router or gate of a mixture of experts"
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,9 +160,12 @@ def choose(
     overrides = [(override.pattern, settings.override_scheme(override)) for override in settings.overrides]
     targets: list[Target] = []
     skipped: list[tuple[Linear, str]] = []
+    gates = _gates(linears)
     for linear in linears:
         if linear.layer is None:
             skipped.append((linear, OUTSIDE))
+        elif linear.name in gates:
+            skipped.append((linear, GATE))
         elif any(fnmatchcase(linear.name, pattern) for pattern in settings.ignore):
             skipped.append((linear, "ignored on request"))
         elif settings.include and not any(fnmatchcase(linear.name, pattern) for pattern in settings.include):
@@ -181,6 +186,22 @@ def choose(
     raise_all(_method_problems(settings, {target.scheme: target for target in targets}))
     raise_all(_group_problems(targets) or _format_problems(targets, formats))
     return Targets(tuple(targets), (*skipped, *kept))
+
+
+def _gates(linears: Sequence[Linear]) -> set[str]:
+    """Routers, and gates of shared experts: below a block with experts, with one output for each of them, or one."""
+    numbers: dict[str, set[str]] = {}
+    for linear in linears:
+        if match := EXPERT.fullmatch(linear.name):
+            numbers.setdefault(match["block"], set()).add(match["number"])
+    return {
+        linear.name
+        for linear in linears
+        for block, experts in numbers.items()
+        if linear.name.startswith(f"{block}.")
+        and re.match(r"(\w+_)?(gate|router)(\.|$)", linear.name[len(block) + 1 :])
+        and linear.out_features in (1, len(experts))
+    }
 
 
 def _pattern_problems(

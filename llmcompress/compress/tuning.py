@@ -51,6 +51,7 @@ from llmcompress.formats.roundtrip import unpack_codes
 from llmcompress.memory import large_blocks_kept
 from llmcompress.models import meta as skeleton
 from llmcompress.models.blocks import is_transposed
+from llmcompress.models.experts import sliced
 from llmcompress.report import LinearRow, Tuning
 from llmcompress.seed import derive
 
@@ -122,6 +123,7 @@ def tuned_layers(
 def _dense(source: Checkpoint) -> nn.Module:
     """The whole original model in float32, nothing in it trainable."""
     model = skeleton.build(source)
+    source = sliced(source, model)
     names = skeleton.tensor_names(model, source)
     for name, tensor in names.items():
         skeleton.set_parameter(model, name, source.tensor(tensor).to(torch.float32))

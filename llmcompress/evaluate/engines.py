@@ -197,7 +197,11 @@ class Layout:
             return f"no engine for quant_method {method!r} is known here"
         lacking = [package.distribution for package in format.packages if find_spec(package.module) is None]
         verb = "is" if len(lacking) == 1 else "are"
-        return f"{' and '.join(lacking)} {verb} not installed" if lacking else None
+        if lacking:
+            return f"{' and '.join(lacking)} {verb} not installed"
+        from llmcompress.models.experts import unread
+
+        return unread(Checkpoint.open(folder))
 
     def load(self, folder: Path, tokenizer: Any, trust_remote_code: bool, dtype: torch.dtype | None = None) -> Loaded:
         """See `Engine`; what is wrong is said without the folder's name, since a report repeats it."""

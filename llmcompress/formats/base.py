@@ -12,6 +12,7 @@ Shapes: O out_features, I in_features.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from llmcompress.compress.weight import CompressedWeight
 
 WEIGHTS: frozenset[Part] = frozenset({"weights"})
+EXPERT = re.compile(r"(?P<block>.+)\.experts\.(?P<number>\d+)\.\w+")
+"""Path of a linear of one expert of a mixture."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from llmcompress.compress.scheme import CODEBOOKS, Scheme, WeightGrid, unserved
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import (
+    EXPERT,
     WEIGHTS,
     DeclaredGrid,
     Layout,
@@ -94,7 +95,7 @@ class BitsAndBytes:
         labels = sorted({scheme.label() for scheme in layout.schemes.values()})
         if len(labels) > 1:
             return f"bitsandbytes has one scheme for the whole checkpoint, not {' and '.join(labels)}; choose one"
-        return nothing_compressed(layout.schemes) or _skipped_too(layout)
+        return nothing_compressed(layout.schemes) or _experts(layout) or _skipped_too(layout)
 
     def packed_bytes(self, scheme: Scheme, out_features: int, in_features: int, dtype: str) -> int:
         """Nibbles, scales in 32 or 8 bits, the maps, and a JSON object of about 110 bytes."""
@@ -236,6 +237,17 @@ def _state(tensors: Mapping[str, torch.Tensor], grid: WeightGrid, shape: list[in
         if not isinstance(state, dict) or state.get(key) != value:
             raise LLMCompressError(f"tensor {_STATE} does not say {key} {value}")
     return dict(state)
+
+
+def _experts(layout: Layout) -> str | None:
+    """An expert of a mixture: no loader puts it into the tensor in which transformers holds them all."""
+    first = next((name for name in layout.schemes if EXPERT.fullmatch(name)), None)
+    if first is None:
+        return None
+    return (
+        f"{first} is an expert, and transformers holds a layer's experts in one tensor of three dimensions, for which "
+        "bitsandbytes has no form; choose W4A16 and compressed_tensors, or --ignore '*.experts.*'"
+    )
 
 
 def _skipped_too(layout: Layout) -> str | None:

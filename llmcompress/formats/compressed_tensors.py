@@ -26,6 +26,7 @@ from llmcompress.checkpoint.safetensors import DTYPE_BYTES
 from llmcompress.compress.scheme import Scheme, WeightGrid
 from llmcompress.errors import LLMCompressError
 from llmcompress.formats.base import (
+    EXPERT,
     DeclaredGrid,
     Layout,
     Package,
@@ -77,7 +78,7 @@ class CompressedTensors:
                 f"transformers cannot load asymmetric linears beside others ({labels}); "
                 "choose symmetric schemes, or one asymmetric scheme for all"
             )
-        return nothing_compressed(layout.schemes)
+        return nothing_compressed(layout.schemes) or _experts(layout)
 
     def packed_bytes(self, scheme: Scheme, out_features: int, in_features: int, dtype: str) -> int:
         """Words of codes, scales in `dtype`, the shape, and words of zero points where the scheme has its own."""
@@ -187,6 +188,19 @@ def _unreadable(grid: WeightGrid, out_features: int, in_features: int) -> str | 
             f"compressed-tensors cannot read 4-bit zero points of {out_features} out_features (it needs more than 8); "
             "ignore this linear or choose a symmetric scheme"
         )
+    return None
+
+
+def _experts(layout: Layout) -> str | None:
+    """Experts of a mixture in a scheme that their readers cannot give them."""
+    schemes = {scheme for name, scheme in layout.schemes.items() if "experts" in name}
+    if not any(EXPERT.fullmatch(name) for name in layout.schemes):
+        return None
+    if any(not scheme.grid.symmetric for scheme in schemes):
+        return "transformers and vLLM read no zero points of a mixture's experts; choose a symmetric scheme"
+    if len(schemes) > 1:
+        labels = " and ".join(sorted(scheme.label() for scheme in schemes))
+        return f"transformers reads all experts, shared ones too, by one scheme, not {labels}; choose one"
     return None
 
 

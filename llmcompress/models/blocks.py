@@ -12,7 +12,7 @@ smallest part that has both the token embedding and a list of layers:
     model.language_model.layers …       ┘ the language model
 
 What is no linear stays: convolutions, and gates that keep several matrices in one tensor (RecurrentGemma's, block
-diagonal). A mixture of experts that does so is refused by name.
+diagonal). A mixture whose experts `experts.split` does not know is refused by name.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def decoder_layers(model: nn.Module) -> DecoderLayers:
         if parameter.dim() > 2 and named and "conv" not in name:
             raise LLMCompressError(
                 f"{type(model).__name__}: {path}.{name} {list(parameter.shape)} holds several matrices in one tensor; "
-                "fused mixture-of-experts layers are not supported"
+                "experts fused in a form of their own are not supported"
             )
     return DecoderLayers(path, tuple(layers))
 

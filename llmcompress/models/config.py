@@ -22,6 +22,10 @@ INSIDE = ("text_config", "llm_config", "language_config", "thinker_config")
 POSITIONS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length")
 EXPERTS = ("num_local_experts", "num_experts", "n_routed_experts", "moe_num_experts", "num_experts_per_layer")
 WIDTHS = ("hidden_size", "n_embd", "d_model")
+EXPERTS_PER_TOKEN = (
+    "num_experts_per_tok", "num_experts_per_token", "top_k_experts", "moe_topk", "moe_k", "moe_top_k", "top_k",
+)  # fmt: skip
+"""How mixtures call the number of experts that a token is routed to."""
 
 
 def text_config(config: Any) -> Any:
@@ -51,6 +55,15 @@ def max_positions(config: Any) -> int | None:
 def hidden_size(config: Any) -> int | None:
     """Width of the hidden state; None where the config does not say."""
     return _first_int(config, WIDTHS)
+
+
+def experts_per_token(config: Any) -> int | None:
+    """Experts that a token is routed to; None where the config does not say, as of a dense model.
+
+    >>> experts_per_token({"num_experts_per_tok": 8}), experts_per_token({"hidden_size": 8})
+    (8, None)
+    """
+    return _first_int(config, EXPERTS_PER_TOKEN)
 
 
 def special_token(config: Any, name: str) -> int | None:

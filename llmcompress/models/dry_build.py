@@ -27,8 +27,10 @@ from torch import nn
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import dtype_name, torch_dtype
 from llmcompress.console import quiet
+from llmcompress.formats.base import EXPERT
 from llmcompress.models import meta
 from llmcompress.models.blocks import is_transposed
+from llmcompress.models.experts import is_fused
 
 NEEDS = {"compressed-tensors": "compressed_tensors", "bitsandbytes": "bitsandbytes", "gptq": "optimum"}
 """quant_method -> the package without which transformers' quantizer cannot be made."""
@@ -77,6 +79,8 @@ def dry_build(
     """What transformers makes of a checkpoint with `declared` as its quantization_config.
 
     stems: what the names of packed tensors begin with, in the checkpoint. kept: the tensors that are stored plainly.
+    Experts of a mixture are left out: `experts.unread` says whether they are stacked while loading.
+
     Returns the reason in words where its quantizer cannot be had here (its package is not installed).
 
     Raises: LLMCompressError for a config that transformers does not know.
@@ -87,14 +91,16 @@ def dry_build(
     package = NEEDS.get(method)
     if package is None or find_spec(package) is None:
         return f"{package or f'a quantizer for {method}'} is not installed"
-    model = meta.build(checkpoint, quantized=True)
+    model = meta.build(checkpoint, quantized=True, split_experts=False)
     before = dict(model.named_modules())
     linears = [name for name, module in before.items() if isinstance(module, nn.Linear) or is_transposed(module)]
     packed = frozenset(
-        name.removesuffix(".weight") for name in meta.stored_names(model, [f"{s}.weight" for s in stems])
+        name.removesuffix(".weight")
+        for name in meta.stored_names(model, [f"{stem}.weight" for stem in stems if not EXPERT.fullmatch(stem)])
     )
     sources = meta.stored_names(model, kept)
-    needed = {name for name, _ in model.named_parameters()} - {f"{name}.weight" for name in packed}
+    fused = {f"{path}.{name}" for path, module in before.items() if is_fused(module) for name in module._parameters}
+    needed = {name for name, _ in model.named_parameters()} - {f"{name}.weight" for name in packed} - fused
     missing = frozenset(needed - sources.keys() - meta.tied_parameters(model))
     with quiet("transformers", package), torch.device("meta"):
         own = _initialized(model)

@@ -2,7 +2,8 @@
 
 Buffers (rotary frequencies, causal masks) are small and computed by the model's own constructor, so they are real;
 parameters are placeholders until `fill` reads them. Nothing here knows an architecture: names come from the model,
-and each must have its tensor in the checkpoint.
+and each must have its tensor in the checkpoint. Fused experts of a mixture are taken apart at once (`experts.py`), so
+that every matrix is a linear's.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.errors import LLMCompressError, third_party
+from llmcompress.models import experts
 from llmcompress.models.config import is_tied, text_config
 from llmcompress.models.loading import read_config
 from llmcompress.models.tasks import CAUSAL, Task
@@ -22,11 +24,16 @@ from llmcompress.models.tasks import CAUSAL, Task
 FLOATS = ("F64", "F32", "F16", "BF16")
 
 
-def build(checkpoint: Checkpoint, quantized: bool = False, task: Task = CAUSAL) -> nn.Module:
+def build(
+    checkpoint: Checkpoint, quantized: bool = False, task: Task = CAUSAL, split_experts: bool = True
+) -> nn.Module:
     """The checkpoint's model with every parameter on the meta device, in eval mode.
 
     A checkpoint that says it is quantized is refused, unless `quantized`: then the dense model it came from is built.
-    Raises: LLMCompressError when transformers has no such model of this task, or refuses the config.
+    split_experts: a mixture's experts as linears of their own, not fused as transformers has them.
+
+    Raises: LLMCompressError when transformers has no such model of this task, or refuses the config, and for experts
+    that cannot be taken apart.
     """
     from accelerate import init_empty_weights
 
@@ -49,6 +56,8 @@ def build(checkpoint: Checkpoint, quantized: bool = False, task: Task = CAUSAL) 
         init_empty_weights(include_buffers=False),
     ):
         model = task.from_config(config, dtype=torch.float32, trust_remote_code=trust)
+    if split_experts:
+        experts.split(model)
     return model.eval()  # type: ignore[no-any-return]
 
 
@@ -84,7 +93,7 @@ def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
     """Parameter name in the model -> tensor name in the checkpoint, for every parameter that is stored.
 
     A tied parameter has no tensor of its own. Raises: LLMCompressError for a parameter without a tensor, for a shape
-    that differs, and for a checkpoint that transformers would convert while loading (fused experts), by name.
+    that differs, and for a checkpoint that transformers would convert while loading, by name.
     """
     names: dict[str, str] = {}
     missing: list[str] = []
@@ -110,12 +119,6 @@ def tensor_names(model: nn.Module, checkpoint: Checkpoint) -> dict[str, str]:
             )
         names[name] = tensor
     missing = [name for name in missing if name not in tied]
-    experts = [name for name in missing if "expert" in name or "moe" in name]
-    if experts:
-        raise LLMCompressError(
-            f"{checkpoint.name}: {checkpoint.config.get('model_type')} fuses its experts while loading "
-            f"({experts[0]} has no tensor of its own); fused mixture-of-experts checkpoints are not supported"
-        )
     if missing:
         shown = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise LLMCompressError(
@@ -129,8 +132,7 @@ def stored_names(model: nn.Module, stored: Collection[str]) -> dict[str, str]:
     """Parameter name in the model -> the name in `stored` that transformers would load into it.
 
     Some checkpoints keep older names (GPT-NeoX's embed_out), leave out the model's base prefix or add it. The rules are
-    transformers' own; those that compute a tensor out of several (fused experts) are left out, so such a parameter has
-    no name here.
+    transformers' own; those that compute a tensor out of several are left out, so such a parameter has no name here.
     """
     from transformers.conversion_mapping import get_model_conversion_mapping
     from transformers.core_model_loading import WeightRenaming, rename_source_key

@@ -31,6 +31,7 @@ from torch import nn
 
 from llmcompress.errors import LLMCompressError, third_party
 from llmcompress.models.activations import ActivationFile, Slot
+from llmcompress.models.experts import SplitExperts, experts_of
 from llmcompress.models.vocabulary import check_ids
 
 Arguments = list[tuple[tuple[Any, ...], dict[str, Any]]]
@@ -69,6 +70,8 @@ class Calls:
     def __init__(self, hidden_BSH: torch.Tensor, arguments: Arguments) -> None:
         self.arguments = arguments
         self._hidden: torch.Tensor | Slot = hidden_BSH
+        self._given: torch.Tensor | Slot | None = None
+        self._file: ActivationFile | None = None
 
     @property
     def hidden_BSH(self) -> torch.Tensor:
@@ -90,7 +93,20 @@ class Calls:
 
     def park(self, file: ActivationFile) -> None:
         """Keep the hidden state in `file` from now on."""
-        self._hidden = file.slot(self.hidden_BSH)
+        self._file, self._hidden = file, file.slot(self.hidden_BSH)
+
+    @property
+    def given_TH(self) -> torch.Tensor | None:
+        """What the experts of the present layer are given, where that was noted."""
+        return self._given.read() if isinstance(self._given, Slot) else self._given
+
+    @given_TH.setter
+    def given_TH(self, value_TH: torch.Tensor) -> None:
+        """Note it where the hidden state lies."""
+        if isinstance(self._given, Slot):
+            self._given.write(value_TH)
+        else:
+            self._given = value_TH if self._file is None else self._file.slot(value_TH)
 
 
 @dataclass(frozen=True, slots=True)
@@ -273,7 +289,8 @@ def recomputed(
 ) -> list[str]:  # fmt: skip
     """What `staged` does, with one batch in memory at a time: each runs up to the place in question and is abandoned.
 
-    For a layer of q/k/v, o, gate/up and down that is about two and a half forward passes instead of one.
+    For a layer of q/k/v, o, gate/up and down that is about two and a half forward passes instead of one. Experts are
+    not run up to one by one, which would take as many passes as there are: what they are given is noted once.
     """
     stops = _Stops(layer, groups, solver.present)
 
@@ -299,6 +316,12 @@ def recomputed(
             earliest, seen = run_up_to(None)
             if (first := agree(earliest)) == len(groups):
                 break
+            experts = experts_of(layer, groups[first][0])
+            if experts is not None:
+                solver.forget()
+                own = [group for group in groups[first:] if experts_of(layer, group[0]) is experts]
+                _by_expert(layer, index, calls, experts, own, stops, solver)
+                continue
             if not agree(int(seen in (first, None))):  # some batch, somewhere, stopped before what was summed for
                 solver.forget()
                 run_up_to(first)
@@ -307,6 +330,47 @@ def recomputed(
         for call in calls:
             call.hidden_BSH = _forward(layer, index, call)()
     return stops.left()
+
+
+def _by_expert(
+    layer: nn.Module, index: int, calls: Sequence[Calls], experts: SplitExperts, groups: Sequence[Sequence[str]],
+    stops: _Stops, solver: Solver,
+) -> None:  # fmt: skip
+    """Solve the experts of one block, `groups` of them, each run on its own tokens alone."""
+    chosen: list[torch.Tensor] = []
+
+    def enter(hidden_TH: torch.Tensor, top_k_index_TK: torch.Tensor, _weights_TK: torch.Tensor) -> torch.Tensor:
+        raise _Entered(hidden_TH, top_k_index_TK)
+
+    experts.forward = enter  # type: ignore[method-assign]  # type: ignore[assignment]
+    try:
+        for call in calls:
+            try:
+                _forward(layer, index, call)()
+            except _Entered as entered:
+                call.given_TH = entered.hidden_TH
+                chosen.append(entered.top_k_index_TK)
+    finally:
+        vars(experts).pop("forward")
+    assert len(chosen) == len(calls), "a batch went past the experts"
+    for group in groups:
+        number = int(group[0].split(".")[-2])
+        for batch, call in enumerate(calls):
+            given_TH = call.given_TH
+            assert given_TH is not None
+            try:
+                experts.run(number, given_TH, (chosen[batch] == number).nonzero()[:, 0])
+            except _Reached as reached:
+                solver.see(group, reached.inputs, batch)
+        solver.solve(group)
+        stops.pending -= set(group)
+
+
+class _Entered(BaseException):
+    """Unwinds a layer's forward at its experts."""
+
+    def __init__(self, hidden_TH: torch.Tensor, top_k_index_TK: torch.Tensor) -> None:
+        self.hidden_TH, self.top_k_index_TK = hidden_TH, top_k_index_TK
 
 
 class _Reached(BaseException):

@@ -36,6 +36,7 @@ from llmcompress.memory import give_back
 from llmcompress.models import meta
 from llmcompress.models.activations import ActivationFile, Slot
 from llmcompress.models.blocks import decoder_layers, hidden_size
+from llmcompress.models.experts import sliced
 from llmcompress.models.loading import best_device, compute_dtype
 from llmcompress.models.stream import coroutines
 
@@ -63,6 +64,7 @@ class CheckpointWeights:
     """A checkpoint's tensors by the names of the model's parameters; a tied one has that of its twin."""
 
     def __init__(self, checkpoint: Checkpoint, model: nn.Module) -> None:
+        checkpoint = sliced(checkpoint, model)
         self._checkpoint = checkpoint
         self._names = meta.stored_names(model, checkpoint.stored)
         self._twins: dict[str, str] = dict(getattr(model, "all_tied_weights_keys", None) or {})

@@ -52,6 +52,10 @@ class LinearRow(Part):
         default=None, description="the same of the plain version; another is kept only where it lowers it"
     )
     num_tokens: int | None = Field(default=None, description="calibration tokens that reached this linear")
+    num_routed_tokens: int | None = Field(
+        default=None,
+        description="of an expert: those that the router sent to it",
+    )
     digest: str | None = Field(default=None, description="sha256 of codes, scales and zero points, before packing")
     notes: list[str] = []
 

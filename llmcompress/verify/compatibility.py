@@ -28,7 +28,7 @@ from llmcompress.checkpoint.files import read_json
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import StoredTensor
 from llmcompress.errors import LLMCompressError, unknown
-from llmcompress.formats.base import FORMATS, DeclaredGrid, Format, by_quant_method, declared_grids
+from llmcompress.formats.base import EXPERT, FORMATS, DeclaredGrid, Format, by_quant_method, declared_grids
 from llmcompress.models.config import is_tied
 from llmcompress.report import EngineVerdict, Finding
 
@@ -81,6 +81,7 @@ def facts(checkpoint: Checkpoint) -> Facts:
             "missing_g_idx": sorted(name for name in packed if f"{name}.g_idx" not in checkpoint.stored),
             "fused_mixed": _fused_mixed(packed, dense),
             "experts_mixed": _experts_mixed(packed, dense),
+            "experts_unread": _experts_unread(checkpoint, packed),
             "tied": tied,
             "tied_head_stored": [name for name in checkpoint.stored if tied and name.startswith("lm_head.")],
         }
@@ -164,11 +165,23 @@ def _fused_mixed(packed: Mapping[str, Format], dense: Iterable[str]) -> list[str
     return mixed
 
 
+def _experts_unread(checkpoint: Checkpoint, packed: Iterable[str]) -> list[str]:
+    """Why transformers does not load the packed experts; asked of its own rules, where there are any."""
+    if not any(EXPERT.fullmatch(name) for name in packed):
+        return []
+    from llmcompress.models.experts import unread
+
+    try:
+        reason = unread(checkpoint)
+    except LLMCompressError as error:  # a config that transformers cannot build is said elsewhere
+        reason = error.message
+    return [reason] if reason else []
+
+
 def _experts_mixed(packed: Mapping[str, Format], dense: Iterable[str]) -> list[str]:
     """Experts that are plain while others of their layer are packed."""
-    expert = re.compile(r"(.*\.experts)\.\d+\.")
-    layers = {match[1] for name in packed if (match := expert.match(name))}
-    return sorted(name for name in dense if (match := expert.match(name)) and match[1] in layers)
+    blocks = {match["block"] for name in packed if (match := EXPERT.fullmatch(name))}
+    return sorted(name for name in dense if (match := EXPERT.fullmatch(name)) and match["block"] in blocks)
 
 
 TABLES = Path(__file__).with_name("engines")

@@ -64,7 +64,11 @@ def tensors(folder: Path, report: RunReport, source: Checkpoint | None) -> Check
 
 def untouched(folder: Path, report: RunReport, source: Checkpoint) -> Check:
     """Every tensor that was not quantized has the source's dtype, shape and bytes."""
+    from llmcompress.models import meta
+    from llmcompress.models.experts import sliced
+
     checkpoint = Checkpoint.open(folder)
+    source = sliced(source, meta.build(source))
     replaced = {
         f"{row.tensor_prefix}.weight" for row in report.linears if row.tensor_prefix and row.outcome != "skipped"
     }

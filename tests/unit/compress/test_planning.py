@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.compress.planning import plan_quantization
 from llmcompress.compress.settings import QuantizeSettings
+from llmcompress.compress.targets import GATE
 from llmcompress.config.recipe import Recipe
 from llmcompress.console import Silent
 from llmcompress.errors import LLMCompressError
@@ -77,9 +79,16 @@ def test_what_would_fail_is_said_before(settings: dict[str, Any], said: str, tmp
         planned(source, **settings)
 
 
-def test_a_mixture_of_experts_is_refused(tmp_path: Path) -> None:
-    with pytest.raises(LLMCompressError, match="mixture of experts"):
-        planned(tiny_models.save(tmp_path, tiny_models.moe_config()), group_size=32)
+@pytest.mark.parametrize("name", ["mixtral", "qwen2_moe", "granitemoe"])
+def test_a_mixture_is_planned_by_experts_and_by_what_a_token_goes_through(name: str, tmp_path: Path) -> None:
+    folder = tiny_models.save(tmp_path, tiny_models.mixtures()[name])
+    plan = planned(folder, group_size=32)
+    experts = [linear for linear in plan.linears if ".experts." in linear.name]
+    assert plan.experts == 4 and len(experts) == 2 * 4 * 3
+    idle = sum(linear.out_features * linear.in_features for linear in experts) // 2
+    assert plan.active_parameters == plan.parameters - idle, "two of four"
+    assert plan.parameters == sum(prod(tensor.shape) for tensor in Checkpoint.open(folder).stored.values())
+    assert all(reason == GATE for linear, reason in plan.skipped.items() if linear.endswith(("gate", "router.layer")))
 
 
 def test_the_command_loads_no_torch_and_takes_under_two_seconds(tmp_path: Path) -> None:

@@ -281,10 +281,10 @@ def test_hidden_states_in_a_file_are_the_same_bits(tmp_path: Path) -> None:
     assert len(parked) == 3 and len({call._hidden.start for call in parked}) == 3  # type: ignore[union-attr]
 
 
-def test_a_fused_mixture_of_experts_is_refused_by_name(tmp_path: Path) -> None:
-    checkpoint = Checkpoint.open(tiny_models.save(tmp_path, tiny_models.moe_config()))
+def test_experts_fused_in_a_form_of_their_own_are_refused_by_name(tmp_path: Path) -> None:
+    checkpoint = Checkpoint.open(tiny_models.save(tmp_path, tiny_models.refused_mixtures()["llama4"]))
     model = skeleton.build(checkpoint)
-    with pytest.raises(LLMCompressError, match="fused mixture-of-experts"):
+    with pytest.raises(LLMCompressError, match="fused in a form of their own"):
         decoder_layers(model)
 
 
