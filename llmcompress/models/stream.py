@@ -342,7 +342,7 @@ def _by_expert(
     def enter(hidden_TH: torch.Tensor, top_k_index_TK: torch.Tensor, _weights_TK: torch.Tensor) -> torch.Tensor:
         raise _Entered(hidden_TH, top_k_index_TK)
 
-    experts.forward = enter  # type: ignore[method-assign]  # type: ignore[assignment]
+    experts.forward = enter  # type: ignore[method-assign, assignment]
     try:
         for call in calls:
             try:
