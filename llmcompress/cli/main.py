@@ -112,6 +112,7 @@ def _version(ctx: click.Context, param: click.Parameter, shown: bool) -> None:
 def main() -> None:
     """The entry point. OpenMP's idle threads sleep instead of spinning, which on a busy machine costs whole cores."""
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("TQDM_DISABLE", "1")  # the libraries' bars, beside which ours could not be read
     with managed():
         sys.exit(run(sys.argv[1:]))
 

@@ -305,7 +305,7 @@ def sliced(checkpoint: Checkpoint, model: nn.Module) -> Checkpoint:
             if name is None:
                 continue
             linears = [module.get_submodule(f"0.{leaf}") for leaf in leaves]
-            rows, columns = linears[0].weight.shape
+            rows, columns = linears[0].weight.shape  # type: ignore[misc]
             fused = stored.pop(name)
             wanted = (module.num_experts, rows * len(leaves), columns)
             if fused.shape != wanted:
