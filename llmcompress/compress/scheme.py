@@ -19,6 +19,8 @@ from typing import Any, Literal
 from llmcompress.errors import LLMCompressError, unknown
 
 BITS = (2, 3, 4, 8)
+EXPERT = re.compile(r"(?P<block>.+)\.experts\.(?P<number>\d+)\.\w+")
+"""Path of a linear of one expert of a mixture."""
 N_OF_M = re.compile(r"(\d+):(\d+)")
 
 

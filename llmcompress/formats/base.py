@@ -12,12 +12,12 @@ Shapes: O out_features, I in_features.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
+from llmcompress.compress.scheme import EXPERT as EXPERT
 from llmcompress.compress.scheme import Part, Scheme, unserved
 from llmcompress.errors import LLMCompressError
 from llmcompress.registry import Registry
@@ -30,8 +30,6 @@ if TYPE_CHECKING:
     from llmcompress.compress.weight import CompressedWeight
 
 WEIGHTS: frozenset[Part] = frozenset({"weights"})
-EXPERT = re.compile(r"(?P<block>.+)\.experts\.(?P<number>\d+)\.\w+")
-"""Path of a linear of one expert of a mixture."""
 
 
 @dataclass(frozen=True, slots=True)

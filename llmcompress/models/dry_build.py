@@ -26,8 +26,8 @@ from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import dtype_name, torch_dtype
+from llmcompress.compress.scheme import EXPERT
 from llmcompress.console import quiet
-from llmcompress.formats.base import EXPERT
 from llmcompress.models import meta
 from llmcompress.models.blocks import is_transposed
 from llmcompress.models.experts import is_fused

@@ -34,8 +34,8 @@ from torch import nn
 
 from llmcompress.checkpoint.reader import Checkpoint
 from llmcompress.checkpoint.safetensors import StoredTensor
+from llmcompress.compress.scheme import EXPERT
 from llmcompress.errors import LLMCompressError
-from llmcompress.formats.base import EXPERT
 
 PER_EXPERT = re.compile(r"experts\.\*\.(?P<leaf>\w+)\.weight$")
 """A source of a conversion rule that stacks one linear of every expert, with its dots plain."""

@@ -18,7 +18,7 @@ import pytest
 from llmcompress.cli.main import app
 from tests.architecture.sources import ROOT
 
-HELP_LIMIT_S = 0.4
+HELP_LIMIT_S = 0.5
 START = "import sys; from llmcompress.cli.main import main; main()"
 HEAVY = ("torch", "transformers", "lm_eval", "matplotlib", "bitsandbytes", "numba", "datasets", "peft", "pandas")
 
