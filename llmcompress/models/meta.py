@@ -149,8 +149,7 @@ def tied_parameters(model: nn.Module) -> set[str]:
     tied = set(getattr(model, "all_tied_weights_keys", None) or {})
     head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None  # type: ignore[operator]
     if head is not None and is_tied(getattr(model, "config", None)):
-        tied |= {name for name, module in model.named_modules() if module is head}
-        tied = {name if name.endswith(".weight") else f"{name}.weight" for name in tied}
+        tied |= {f"{name}.weight" for name, module in model.named_modules() if module is head}
     return tied
 
 
