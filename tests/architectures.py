@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import shutil
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -296,33 +297,34 @@ def table(trials: list[Trial], version: str) -> str:
     wrong = [trial for trial in built if trial.outcome in ("traceback", "does not load", "differs")]
     passed = [trial for trial in wrong if trial.checked]
     share = f"{len(works) / len(decoders):.1%}" if decoders else "none"
-    lines = [
-        "# Architectures",
-        "",
-        f"A tiny random checkpoint of every language model of transformers {version} that could be built so, alone or in a "
-        "wrapper (vision-language, audio): quantized to W4A16 in groups of 32 by rtn as compressed_tensors, checked, loaded by plain "
-        "transformers as the class that its config.json declares, its logits held against our own reading of the files.",
-        "",
-        "    scripts/architectures > eval/results/architectures.md",
-        "",
-        f"- **{len(works)} of {len(decoders)} decoder-only models ({share}) work**: they quantize, load and agree.",
-        f"- {sum(trial.outcome == 'refused' for trial in built)} of {len(built)} are refused by name before any work "
-        f"({_counts([trial for trial in built if trial.outcome == 'refused'])}).",
-        f"- {sum(trial.outcome == 'traceback' for trial in built)} end in a traceback; {len(passed)} pass `check` and do "
-        "not load or differ.",
+    mixtures = [trial for trial in built if "mixture" in trial.kind]
+    refused = [trial for trial in built if trial.outcome == "refused"]
+    failing = [trial for trial in built if trial.outcome in ("does not load", "differs")]
+    statements = [
+        f"A tiny random checkpoint of every language model of transformers {version} that could be built so, alone or in "
+        "a wrapper (vision-language, audio): quantized to W4A16 in groups of 32 by rtn as compressed_tensors, checked, "
+        "loaded by plain transformers as the class that its config.json declares, its logits held against our own "
+        "reading of the files.",
+        f"- **{len(works)} of {len(decoders)} decoder-only models ({share}) work**: they quantize, load and agree. Of "
+        f"{len(mixtures)} mixtures of experts, {sum(trial.outcome == 'works' for trial in mixtures)} do.",
+        f"- {len(refused)} of {len(built)} are refused by name before any work ({_counts(refused)}).",
+        f"- {len(failing)} do not load in transformers ({_counts(failing) or 'none'}); {len(passed)} of them pass `check`.",
+        f"- {sum(trial.outcome == 'traceback' for trial in built)} end in a traceback.",
         f"- {len(trials) - len(built)} types were not built tiny: another input than tokens alone, a package that is not "
-        "installed, or sizes whose names are not known here.",
-        "",
-        "| type | class | kind | outcome | linears | note |",
-        "|---|---|---|---|---|---|",
+        "installed, or sizes whose names are not known here. They are named below the table.",
     ]
+    lines = ["# Architectures", "", "```bash", "scripts/architectures > eval/results/architectures.md", "```", ""]
+    for number, statement in enumerate(statements):
+        lines += textwrap.wrap(statement, 118, subsequent_indent="  " * (number > 0), break_on_hyphens=False)
+        lines += [""] if number == 0 else []
+    lines += ["", "| type | class | kind | outcome | linears | note |", "|---|---|---|---|---|---|"]
     for trial in built:
         note = trial.detail.replace("|", "/")
         note = note if len(note) <= 160 else note[:157] + "…"
-        lines.append(
-            f"| {trial.model_type} | {trial.architecture} | {trial.kind} | {trial.outcome} | {trial.num_linears or ''} | {note} |"
-        )
-    lines += ["", "Not built: " + ", ".join(trial.model_type for trial in trials if trial.outcome == "not built") + "."]
+        cells = (trial.model_type, trial.architecture, trial.kind, trial.outcome, trial.num_linears or "", note)
+        lines.append(f"| {' | '.join(map(str, cells))} |")
+    left = "Not built: " + ", ".join(trial.model_type for trial in trials if trial.outcome == "not built") + "."
+    lines += ["", *textwrap.wrap(left, 118, break_on_hyphens=False)]
     return "\n".join(lines)
 
 
