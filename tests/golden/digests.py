@@ -36,7 +36,7 @@ SHIPPED: dict[str, dict[str, Any]] = {
     "qlora-merge-gptq": {
         "finetune.data": ROWS, "finetune.training.max_steps": 4, "quantize.num_samples": 16, "quantize.seq_len": 64,
     },
-    "distill": {"distill.data": ROWS, "distill.training.max_steps": 4, "quantize.num_samples": 16, "quantize.seq_len": 64},
+    "distill": {"quantize.format": "gptq", "distill.data": ROWS, "distill.training.max_steps": 4, "quantize.num_samples": 16, "quantize.seq_len": 64},
     "distilbert": {"model": "MASKED", "distill.data.path": "LABELLED", "distill.training.max_steps": 4},
     "tinybert": {"model": "CLASSIFIER", "distill.data.path": "LABELLED", "distill.training.max_steps": 4},
 }  # fmt: skip
